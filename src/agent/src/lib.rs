@@ -1,0 +1,1 @@
+//! The agent: an SSH server inside an environment.

@@ -1,0 +1,14 @@
+//! The vendetta gateway: an SSH server in front of remote development workspaces.
+//! docs/architecture.md draws the parts and states what never happens.
+
+pub mod access;
+pub mod agent;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod node;
+pub mod provider;
+pub mod ssh;
+pub mod store;
+pub mod workspace;

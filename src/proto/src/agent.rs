@@ -1,0 +1,43 @@
+//! The file from which `vendetta-agent` learns what it is: written by the
+//! gateway next to the agent's socket (mode 0600), read once at start.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of [`AgentConfig`]'s format; an agent refuses any other.
+pub const CONFIG_VERSION: u32 = 1;
+
+/// The SSH user name with which the gateway asks for the environment's default
+/// user ([`AgentConfig::user`]); any other must be in the environment's /etc/passwd.
+pub const DEFAULT_USER: &str = "";
+
+/// Everything an agent needs to serve one environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// [`CONFIG_VERSION`].
+    pub version: u32,
+    /// Name of the workspace.
+    pub workspace: String,
+    /// The agent's private host key, OpenSSH PEM.
+    pub host_key: String,
+    /// Host certificate for `host_key`, one line of OpenSSH text, signed by the gateway's host CA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_certificate: Option<String>,
+    /// Public keys (OpenSSH lines) that may open any session: the gateway's.
+    pub gateway_keys: Vec<String>,
+    /// Path of the unix socket to listen on. Created with mode 0666 inside a
+    /// directory of mode 0700 that keeps everybody but the node's user out.
+    pub listen: PathBuf,
+    /// User of sessions (name or numeric id); none: the one the agent runs as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Environment of every session, after the agent's own (which carries the image's ENV).
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory of sessions; none: the user's home.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<PathBuf>,
+}

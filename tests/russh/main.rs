@@ -1,0 +1,1 @@
+//! One regression test a patch of contrib/russh.
