@@ -15,7 +15,9 @@ pub const RESERVED: &str = "vendetta";
 
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} name {name:?} {problem}; use 1 to 63 lower-case letters, digits and '-', starting with a letter and not ending with '-'")]
+#[error(
+    "{kind} name {name:?} {problem}; use 1 to 63 lower-case letters, digits and '-', starting with a letter and not ending with '-'"
+)]
 pub struct InvalidName {
     /// What the name was for: "workspace", "node", …
     pub kind: &'static str,
@@ -27,7 +29,11 @@ pub struct InvalidName {
 
 fn check(kind: &'static str, name: &str) -> Result<(), InvalidName> {
     let refuse = |problem| {
-        Err(InvalidName { kind, name: name.to_owned(), problem })
+        Err(InvalidName {
+            kind,
+            name: name.to_owned(),
+            problem,
+        })
     };
     if name.is_empty() {
         return refuse("is empty");
@@ -35,7 +41,10 @@ fn check(kind: &'static str, name: &str) -> Result<(), InvalidName> {
     if name.len() > MAX_LENGTH {
         return refuse("is longer than 63 characters");
     }
-    if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+    if !name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    {
         return refuse("has a character that is not allowed");
     }
     if !name.starts_with(|c: char| c.is_ascii_lowercase()) {
@@ -101,10 +110,22 @@ macro_rules! name {
     };
 }
 
-name!(WorkspaceName, "workspace", "Name of a workspace, unique on its gateway.");
+name!(
+    WorkspaceName,
+    "workspace",
+    "Name of a workspace, unique on its gateway."
+);
 name!(NodeName, "node", "Name of a node, unique on its gateway.");
-name!(ServiceName, "service", "Name of a service, unique in its workspace.");
-name!(UserName, "user", "Name of a user of the gateway; shares one name space with workspaces.");
+name!(
+    ServiceName,
+    "service",
+    "Name of a service, unique in its workspace."
+);
+name!(
+    UserName,
+    "user",
+    "Name of a user of the gateway; shares one name space with workspaces."
+);
 
 impl NodeName {
     /// The gateway's own machine, reached without SSH.

@@ -1,1 +1,5 @@
-//! What both SSH ends share.
+//! What both SSH ends of vendetta share: keys, transport settings and the relay.
+
+pub mod keys;
+pub mod relay;
+pub mod transport;
