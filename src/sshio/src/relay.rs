@@ -1,1 +1,250 @@
-//! Relay.
+//! The bridge between a channel of the client and its twin in the environment.
+//!
+//! Everything is forwarded in the order it came, one to one: data, extended
+//! data, EOF in each direction, requests with their own want-reply, replies,
+//! exit-status and exit-signal (RFC 4254 sections 5 and 6). Nothing is
+//! answered here.
+//!
+//! ```text
+//!   OPEN ── client closes or vanishes ──▶ CLIENT GONE ── environment closes ──▶ done
+//!    └───────────────── environment closes ────────────────────────────────────▶ done
+//! ```
+//!
+//! In OPEN both directions run side by side, and each waits only for the
+//! window of its own receiver. In CLIENT GONE nothing more is sent to the
+//! environment; its data is dropped, since the client takes no more, while
+//! exit-status still passes: OpenSSH closes its side on EOF both ways and reads
+//! the status after that. The client's CLOSE is answered when the environment
+//! has closed, never before, so no status is lost.
+//!
+//! Data waits in the windows of the two connections and nowhere else: a
+//! message is taken from one side only when the other has room for it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
+use tokio_util::sync::CancellationToken;
+
+/// How long an environment may take the data that the client sent before it closed.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an environment may take to close a channel that the client has
+/// closed before the bridge stops waiting for it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The client's side of a bridge.
+pub struct ClientSide {
+    /// The channel.
+    pub channel: Channel<server::Msg>,
+    /// The connection it belongs to; carries what a channel has no method for.
+    pub connection: server::Handle,
+    /// Cancelled when the client's CHANNEL_CLOSE arrives. It comes beside the
+    /// channel because in the channel it queues behind data that the
+    /// environment may never take.
+    pub closed: CancellationToken,
+}
+
+/// Bridges the two channels until both are closed, and says how much it carried.
+pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Traffic {
+    let ClientSide {
+        channel,
+        connection,
+    } = client;
+    let (client_read, client_write) = channel.split();
+    let (environment_read, environment_write) = environment.split();
+    let counters = Counters::default();
+
+    let to_environment = async {
+        tokio::select! {
+            () = forward_to_environment(client_read, &environment_write, &counters) => {}
+            () = async { closed.cancelled().await; tokio::time::sleep(DRAIN_TIMEOUT).await } => {}
+        }
+        closed.cancel();
+        // Queued behind what the environment has not taken yet.
+        let _ = environment_write.close().await;
+        // From here only the environment's CLOSE ends the bridge.
+        tokio::time::sleep(CLOSE_TIMEOUT).await;
+    };
+    let to_client = forward_to_client(
+        environment_read,
+        &client_write,
+        &connection,
+        &client_gone,
+        &counters,
+    );
+    tokio::select! {
+        () = to_client => {}
+        () = to_environment => {}
+    }
+    let _ = client_write.close().await;
+    Traffic {
+        to_client: counters.to_client.into_inner(),
+        to_environment: counters.to_environment.into_inner(),
+    }
+}
+
+/// What a bridge has carried, in bytes of channel data.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// From the environment to the client.
+    pub to_client: u64,
+    /// From the client to the environment.
+    pub to_environment: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    to_client: AtomicU64,
+    to_environment: AtomicU64,
+}
+
+fn count(counter: &AtomicU64, data: &Bytes) {
+    counter.fetch_add(data.len() as u64, Ordering::Relaxed);
+}
+
+/// Forwards until the client closes its side or is gone, or the environment's
+/// connection is lost.
+async fn forward_to_environment(
+    mut from: ChannelReadHalf,
+    to: &ChannelWriteHalf<client::Msg>,
+    counters: &Counters,
+) {
+    while let Some(message) = from.wait().await {
+        let forwarded = match message {
+            ChannelMsg::Data { data } => {
+                count(&counters.to_environment, &data);
+                to.data_bytes(data).await
+            }
+            ChannelMsg::ExtendedData { data, ext } => {
+                count(&counters.to_environment, &data);
+                to.extended_data_bytes(ext, data).await
+            }
+            ChannelMsg::Eof => to.eof().await,
+            ChannelMsg::SetEnv {
+                want_reply,
+                variable_name,
+                variable_value,
+            } => to.set_env(want_reply, variable_name, variable_value).await,
+            ChannelMsg::RequestPty {
+                want_reply,
+                term,
+                col_width,
+                row_height,
+                pix_width,
+                pix_height,
+                terminal_modes,
+            } => {
+                to.request_pty(
+                    want_reply,
+                    &term,
+                    col_width,
+                    row_height,
+                    pix_width,
+                    pix_height,
+                    &terminal_modes,
+                )
+                .await
+            }
+            ChannelMsg::RequestX11 {
+                want_reply,
+                single_connection,
+                x11_authentication_protocol,
+                x11_authentication_cookie,
+                x11_screen_number,
+            } => {
+                to.request_x11(
+                    want_reply,
+                    single_connection,
+                    x11_authentication_protocol,
+                    x11_authentication_cookie,
+                    x11_screen_number,
+                )
+                .await
+            }
+            // russh has answered this one by the handler's verdict already.
+            ChannelMsg::AgentForward { .. } => to.agent_forward(false).await,
+            ChannelMsg::RequestShell { want_reply } => to.request_shell(want_reply).await,
+            ChannelMsg::Exec {
+                want_reply,
+                command,
+            } => to.exec(want_reply, command).await,
+            ChannelMsg::RequestSubsystem { want_reply, name } => {
+                to.request_subsystem(want_reply, name).await
+            }
+            ChannelMsg::WindowChange {
+                col_width,
+                row_height,
+                pix_width,
+                pix_height,
+            } => {
+                to.window_change(col_width, row_height, pix_width, pix_height)
+                    .await
+            }
+            ChannelMsg::Signal { signal } => to.signal(signal).await,
+            ChannelMsg::Close => return,
+            _ => Ok(()),
+        };
+        if forwarded.is_err() {
+            return;
+        }
+    }
+}
+
+/// Forwards until the environment closes its side or is gone.
+async fn forward_to_client(
+    mut from: ChannelReadHalf,
+    to: &ChannelWriteHalf<server::Msg>,
+    connection: &server::Handle,
+    closed: &CancellationToken,
+    counters: &Counters,
+) {
+    let id = to.id();
+    while let Some(message) = from.wait().await {
+        let forwarded = match message {
+            ChannelMsg::Data { data } => {
+                count(&counters.to_client, &data);
+                unless(closed, to.data_bytes(data)).await
+            }
+            ChannelMsg::ExtendedData { data, ext } => {
+                count(&counters.to_client, &data);
+                unless(closed, to.extended_data_bytes(ext, data)).await
+            }
+            ChannelMsg::Eof => to.eof().await.is_ok(),
+            ChannelMsg::Success => connection.channel_success(id).await.is_ok(),
+            ChannelMsg::Failure => connection.channel_failure(id).await.is_ok(),
+            ChannelMsg::ExitStatus { exit_status } => to.exit_status(exit_status).await.is_ok(),
+            ChannelMsg::ExitSignal {
+                signal_name,
+                core_dumped,
+                error_message,
+                lang_tag,
+            } => connection
+                .exit_signal_request(id, signal_name, core_dumped, error_message, lang_tag)
+                .await
+                .is_ok(),
+            ChannelMsg::XonXoff { client_can_do } => {
+                connection.xon_xoff_request(id, client_can_do).await.is_ok()
+            }
+            ChannelMsg::Close => return,
+            _ => true,
+        };
+        if !forwarded {
+            return;
+        }
+    }
+}
+
+/// Runs `send` unless the client is gone, when nobody would ever open the
+/// window it waits for. False when the client's connection is lost.
+async fn unless(
+    closed: &CancellationToken,
+    send: impl Future<Output = Result<(), russh::Error>>,
+) -> bool {
+    tokio::select! {
+        biased;
+        () = closed.cancelled() => true,
+        sent = send => sent.is_ok(),
+    }
+}

@@ -1,1 +1,117 @@
-//! Transport.
+//! What the gateway's and the agent's ends of a connection agree on: algorithms,
+//! limits, and a TCP stream that can be told to end.
+
+use std::borrow::Cow;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use russh::{Limits, Preferred, cipher, compression, kex};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// Largest packet of channel data on the link between gateway and agent, in
+/// bytes (RFC 4253 section 6.1 wants at least 32768).
+pub const LINK_PACKET: u32 = 64 * 1024;
+
+/// Receive window of a channel on the link between gateway and agent, in bytes.
+pub const LINK_WINDOW: u32 = 8 * 1024 * 1024;
+
+/// Algorithms of the link between gateway and agent: both ends are ours, so
+/// one modern choice of each, the cheapest where AES instructions exist.
+#[must_use]
+pub fn link_algorithms() -> Preferred {
+    Preferred {
+        kex: Cow::Borrowed(&[
+            kex::CURVE25519,
+            kex::EXTENSION_SUPPORT_AS_CLIENT,
+            kex::EXTENSION_SUPPORT_AS_SERVER,
+            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+        ]),
+        cipher: Cow::Borrowed(&[
+            cipher::AES_128_GCM,
+            cipher::AES_256_GCM,
+            cipher::CHACHA20_POLY1305,
+        ]),
+        compression: Cow::Borrowed(&[compression::NONE]),
+        ..Preferred::DEFAULT
+    }
+}
+
+/// Re-keying of the link between gateway and agent: as seldom as RFC 4344
+/// section 3.2 allows for a 128-bit block cipher at russh's own ceiling.
+#[must_use]
+pub fn link_limits() -> Limits {
+    Limits::new(1 << 30, 1 << 30, Duration::from_secs(24 * 3600))
+}
+
+/// Reads after which [`ClientStream`] stops asking for immediate
+/// acknowledgements: the handshake and the opening of a first channel.
+const QUICK_ACK_READS: u16 = 64;
+
+/// A client's TCP connection, which reads as failed once its token is
+/// cancelled: the way to end a connection whatever state its handshake is in.
+///
+/// While the handshake lasts, each read asks the kernel to acknowledge at once
+/// (TCP_QUICKACK, tcp(7)): OpenSSH leaves Nagle's algorithm on until a session
+/// starts, so a delayed acknowledgement would hold its next packet for 40 ms.
+pub struct ClientStream {
+    stream: TcpStream,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    quick_ack_reads: u16,
+}
+
+impl ClientStream {
+    /// Wraps `stream`; Nagle's algorithm is turned off.
+    ///
+    /// # Errors
+    /// When the socket is gone already.
+    pub fn new(stream: TcpStream, end: CancellationToken) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            ended: Box::pin(end.cancelled_owned()),
+            quick_ack_reads: QUICK_ACK_READS,
+        })
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ended.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if self.quick_ack_reads > 0 && read.is_ready() {
+            self.quick_ack_reads -= 1;
+            let _ = SockRef::from(&self.stream).set_tcp_quickack(true);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
