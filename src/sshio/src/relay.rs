@@ -51,6 +51,7 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
     let ClientSide {
         channel,
         connection,
+        closed,
     } = client;
     let (client_read, client_write) = channel.split();
     let (environment_read, environment_write) = environment.split();
@@ -71,7 +72,7 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
         environment_read,
         &client_write,
         &connection,
-        &client_gone,
+        &closed,
         &counters,
     );
     tokio::select! {
