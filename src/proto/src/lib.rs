@@ -5,5 +5,6 @@
 pub mod agent;
 pub mod name;
 pub mod spec;
+pub mod value;
 
 pub use name::{InvalidName, NodeName, ServiceName, UserName, WorkspaceName};

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::WorkspaceName;
+use crate::value::{ByteSize, Span};
+use crate::{ServiceName, WorkspaceName};
 
 /// What runs a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -34,16 +35,55 @@ impl ProviderKind {
     }
 }
 
-/// When connecting to a workspace that is not running brings it up.
+impl std::fmt::Display for ProviderKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// When connecting to a workspace that is not running brings it up: `auto_up`
+/// is `true`, `false` or `always`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AutoUp {
-    /// Never.
+    /// `false`: never.
     Never,
-    /// Unless somebody took it down on purpose.
+    /// `true`: unless somebody took it down on purpose.
     #[default]
     Unless,
-    /// Always.
+    /// `always`: even then.
     Always,
+}
+
+impl Serialize for AutoUp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Never => serializer.serialize_bool(false),
+            Self::Unless => serializer.serialize_bool(true),
+            Self::Always => serializer.serialize_str("always"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AutoUp {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = AutoUp;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("true, false or always")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<AutoUp, E> {
+                Ok(if value { AutoUp::Unless } else { AutoUp::Never })
+            }
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<AutoUp, E> {
+                match value {
+                    "always" => Ok(AutoUp::Always),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(value), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 /// The project config. Unknown keys are refused.
@@ -53,21 +93,56 @@ pub struct ProjectConfig {
     /// Name of the workspace; the command line may give it instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<WorkspaceName>,
-    /// The provider.
+    /// The provider; omitted: the one whose section is present, else docker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<ProviderKind>,
+    /// The node; omitted: the gateway's own machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
     /// User of sessions and services; omitted: the image's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Settings of provider docker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docker: Option<DockerConfig>,
+    /// Settings of provider lxc.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lxc: Option<LxcConfig>,
+    /// Settings of provider qemu.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<QemuConfig>,
     /// Limits.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Resources::is_unlimited")]
     pub resources: Resources,
     /// Environment variables of sessions and services.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Programs that the agent keeps running.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<ServiceName, Service>,
+    /// Commands run at points of the workspace's life.
+    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
+    pub hooks: Hooks,
+    /// Whether connecting brings the workspace up; omitted: true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_up: Option<AutoUp>,
+    /// Stop after this long without a session; omitted: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Span>,
+}
+
+/// The node a workspace runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remote {
+    /// A registered name, or an address.
+    pub node: String,
+    /// Login name on the node; omitted: the registered one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// TCP port of the node's sshd; omitted: the registered one, else 22.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// Settings of provider docker.
@@ -78,6 +153,47 @@ pub struct DockerConfig {
     pub image: String,
 }
 
+/// Settings of provider lxc.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LxcConfig {
+    /// Image, such as "images:ubuntu/22.04" or an alias of the engine.
+    pub image: String,
+}
+
+/// Settings of provider qemu.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QemuConfig {
+    /// Cloud image.
+    pub image: String,
+    /// Virtual processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
+    /// Memory of the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+    /// Size of the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<ByteSize>,
+    /// How the guest's processor is run; omitted: auto.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accel: Option<Accel>,
+}
+
+/// How QEMU runs the guest's processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// KVM where it works, else TCG.
+    #[default]
+    Auto,
+    /// Hardware virtualisation; an error where it does not work.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
 /// Limits of an environment.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,4 +201,269 @@ pub struct Resources {
     /// Processors, in cores (may be a fraction).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<f64>,
+    /// Memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+}
+
+impl Resources {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        self.cpu.is_none() && self.memory.is_none()
+    }
+}
+
+/// A program that the agent keeps running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Shell command line.
+    pub command: String,
+    /// TCP port it listens on inside the environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// How to tell that it works; omitted: it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// Services that must be healthy before this one starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<ServiceName>,
+    /// When to start it again; omitted: on-failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
+}
+
+/// When a service that ended is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Never.
+    No,
+    /// When it failed.
+    #[default]
+    OnFailure,
+    /// Whenever it ends.
+    Always,
+}
+
+/// How to tell that a service works: an HTTP path, or a map with exactly one of
+/// `http`, `tcp` and `command`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(into = "HealthCheckMap")]
+pub struct HealthCheck {
+    /// What is tried.
+    pub probe: Probe,
+    /// Time between two tries; omitted: the agent's default.
+    pub interval: Option<Span>,
+    /// Time after which a try has failed; omitted: the agent's default.
+    pub timeout: Option<Span>,
+    /// Failures in a row that make a service unhealthy; omitted: the agent's default.
+    pub retries: Option<u32>,
+    /// Time after the start in which failures do not count.
+    pub start_period: Option<Span>,
+}
+
+/// What a health check tries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// GET of this path on the service's port answers 2xx or 3xx.
+    Http(String),
+    /// This TCP port accepts.
+    Tcp(u16),
+    /// This shell command exits with status 0.
+    Command(String),
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HealthCheckMap {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    http: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tcp: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    command: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    interval: Option<Span>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeout: Option<Span>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retries: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    start_period: Option<Span>,
+}
+
+impl From<HealthCheck> for HealthCheckMap {
+    fn from(check: HealthCheck) -> Self {
+        let mut map = Self {
+            http: None,
+            tcp: None,
+            command: None,
+            interval: check.interval,
+            timeout: check.timeout,
+            retries: check.retries,
+            start_period: check.start_period,
+        };
+        match check.probe {
+            Probe::Http(path) => map.http = Some(path),
+            Probe::Tcp(port) => map.tcp = Some(port),
+            Probe::Command(command) => map.command = Some(command),
+        }
+        map
+    }
+}
+
+impl TryFrom<HealthCheckMap> for HealthCheck {
+    type Error = &'static str;
+    fn try_from(map: HealthCheckMap) -> Result<Self, Self::Error> {
+        let probe = match (map.http, map.tcp, map.command) {
+            (Some(path), None, None) => Probe::Http(path),
+            (None, Some(port), None) => Probe::Tcp(port),
+            (None, None, Some(command)) => Probe::Command(command),
+            _ => return Err("health_check needs exactly one of http, tcp and command"),
+        };
+        Ok(Self {
+            probe,
+            interval: map.interval,
+            timeout: map.timeout,
+            retries: map.retries,
+            start_period: map.start_period,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for HealthCheck {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = HealthCheck;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an HTTP path or a map with one of http, tcp and command")
+            }
+            fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<HealthCheck, E> {
+                if !path.starts_with('/') {
+                    return Err(E::invalid_value(serde::de::Unexpected::Str(path), &self));
+                }
+                Ok(HealthCheck {
+                    probe: Probe::Http(path.to_owned()),
+                    interval: None,
+                    timeout: None,
+                    retries: None,
+                    start_period: None,
+                })
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                map: A,
+            ) -> Result<HealthCheck, A::Error> {
+                HealthCheckMap::deserialize(serde::de::value::MapAccessDeserializer::new(map))?
+                    .try_into()
+                    .map_err(serde::de::Error::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Commands run at points of a workspace's life.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hooks {
+    /// Once, after the first start and after a rebuild.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub create: Option<String>,
+    /// After every start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up: Option<String>,
+    /// Before every stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<String>,
+}
+
+impl Hooks {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.create.is_none() && self.up.is_none() && self.down.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// DESIGN's sample as a YAML parser hands it over.
+    const SAMPLE: &str = r#"{
+        "name": "my-project", "provider": "docker",
+        "remote": {"node": "node1", "user": "devuser", "port": 22},
+        "user": "dev",
+        "docker": {"image": "ubuntu:22.04"}, "lxc": {"image": "images:ubuntu/22.04"},
+        "qemu": {"image": "ubuntu:22.04", "cpu": 4, "memory": "8G", "disk": "50G", "accel": "auto"},
+        "resources": {"cpu": 2, "memory": "4G"},
+        "env": {"RUST_LOG": "info"},
+        "services": {
+            "db": {"command": "postgres -D /data", "port": 5432},
+            "web": {"command": "nginx -g 'daemon off;'", "port": 80, "health_check": "/health",
+                    "depends_on": ["db"], "restart": "on-failure"}},
+        "hooks": {"create": "./setup.sh", "up": "./up.sh", "down": "./down.sh"},
+        "auto_up": true, "idle_timeout": "2h"}"#;
+
+    fn parse(text: &str) -> Result<ProjectConfig, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    #[test]
+    fn every_key_of_the_sample_is_kept_over_a_round_trip() {
+        let config = parse(SAMPLE).unwrap();
+        assert_eq!(config.resources.memory, Some(ByteSize::from_bytes(4 << 30)));
+        assert_eq!(
+            config.idle_timeout.map(|t| t.as_duration().as_secs()),
+            Some(7200)
+        );
+        let web = &config.services[&"web".parse().unwrap()];
+        assert_eq!(
+            web.health_check.as_ref().unwrap().probe,
+            Probe::Http("/health".to_owned())
+        );
+        let stored = serde_json::to_string(&config).unwrap();
+        assert_eq!(parse(&stored).unwrap(), config);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_at_every_level() {
+        for text in [
+            r#"{"nmae": "x"}"#,
+            r#"{"docker": {"image": "x", "tag": "y"}}"#,
+            r#"{"services": {"a": {"command": "x", "prot": 1}}}"#,
+            r#"{"services": {"a": {"command": "x", "health_check": {"tcp": 1, "intervall": "1s"}}}}"#,
+            r#"{"hooks": {"start": "x"}}"#,
+            r#"{"resources": {"cpus": 1}}"#,
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains("unknown field"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn auto_up_takes_its_three_values_only() {
+        let of = |text: &str| parse(text).map(|c| c.auto_up);
+        assert_eq!(of(r#"{"auto_up": true}"#).unwrap(), Some(AutoUp::Unless));
+        assert_eq!(of(r#"{"auto_up": false}"#).unwrap(), Some(AutoUp::Never));
+        assert_eq!(
+            of(r#"{"auto_up": "always"}"#).unwrap(),
+            Some(AutoUp::Always)
+        );
+        assert!(of(r#"{"auto_up": "yes"}"#).is_err());
+        assert!(of(r#"{"auto_up": 1}"#).is_err());
+    }
+
+    #[test]
+    fn a_health_check_tries_exactly_one_thing() {
+        let of = |text: &str| serde_json::from_str::<HealthCheck>(text);
+        assert_eq!(of(r#"{"tcp": 5432}"#).unwrap().probe, Probe::Tcp(5432));
+        assert!(of(r#"{"tcp": 1, "http": "/x"}"#).is_err());
+        assert!(of(r#"{"interval": "1s"}"#).is_err());
+        assert!(of(r#""health""#).is_err());
+    }
 }
