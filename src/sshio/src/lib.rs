@@ -1,5 +1,6 @@
 //! What both SSH ends of vendetta share: keys, transport settings and the relay.
 
 pub mod keys;
+pub mod read_ahead;
 pub mod relay;
 pub mod transport;

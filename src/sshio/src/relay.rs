@@ -44,7 +44,14 @@ pub struct ClientSide {
     /// channel because in the channel it queues behind data that the
     /// environment may never take.
     pub closed: CancellationToken,
+    /// Sees each request before it is forwarded and says what is forwarded in
+    /// its place; none: all as they come. It must keep as many that want a
+    /// reply as there were, since replies are told apart by their order alone.
+    pub requests: Option<RequestFilter>,
 }
+
+/// See [`ClientSide::requests`].
+pub type RequestFilter = Box<dyn FnMut(ChannelMsg) -> Vec<ChannelMsg> + Send>;
 
 /// Bridges the two channels until both are closed, and says how much it carried.
 pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Traffic {
@@ -52,6 +59,7 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
         channel,
         connection,
         closed,
+        requests,
     } = client;
     let (client_read, client_write) = channel.split();
     let (environment_read, environment_write) = environment.split();
@@ -59,7 +67,7 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
 
     let to_environment = async {
         tokio::select! {
-            () = forward_to_environment(client_read, &environment_write, &counters) => {}
+            () = forward_to_environment(client_read, &environment_write, requests, &counters) => {}
             () = async { closed.cancelled().await; tokio::time::sleep(DRAIN_TIMEOUT).await } => {}
         }
         closed.cancel();
@@ -110,6 +118,7 @@ fn count(counter: &AtomicU64, data: &Bytes) {
 async fn forward_to_environment(
     mut from: ChannelReadHalf,
     to: &ChannelWriteHalf<client::Msg>,
+    mut requests: Option<RequestFilter>,
     counters: &Counters,
 ) {
     while let Some(message) = from.wait().await {
@@ -123,73 +132,91 @@ async fn forward_to_environment(
                 to.extended_data_bytes(ext, data).await
             }
             ChannelMsg::Eof => to.eof().await,
-            ChannelMsg::SetEnv {
+            ChannelMsg::Close => return,
+            request => match &mut requests {
+                None => forward_request(request, to).await,
+                Some(filter) => {
+                    let mut forwarded = Ok(());
+                    for request in filter(request) {
+                        forwarded = forwarded.and(forward_request(request, to).await);
+                    }
+                    forwarded
+                }
+            },
+        };
+        if forwarded.is_err() {
+            return;
+        }
+    }
+}
+
+async fn forward_request(
+    request: ChannelMsg,
+    to: &ChannelWriteHalf<client::Msg>,
+) -> Result<(), russh::Error> {
+    match request {
+        ChannelMsg::SetEnv {
+            want_reply,
+            variable_name,
+            variable_value,
+        } => to.set_env(want_reply, variable_name, variable_value).await,
+        ChannelMsg::RequestPty {
+            want_reply,
+            term,
+            col_width,
+            row_height,
+            pix_width,
+            pix_height,
+            terminal_modes,
+        } => {
+            to.request_pty(
                 want_reply,
-                variable_name,
-                variable_value,
-            } => to.set_env(want_reply, variable_name, variable_value).await,
-            ChannelMsg::RequestPty {
-                want_reply,
-                term,
+                &term,
                 col_width,
                 row_height,
                 pix_width,
                 pix_height,
-                terminal_modes,
-            } => {
-                to.request_pty(
-                    want_reply,
-                    &term,
-                    col_width,
-                    row_height,
-                    pix_width,
-                    pix_height,
-                    &terminal_modes,
-                )
-                .await
-            }
-            ChannelMsg::RequestX11 {
+                &terminal_modes,
+            )
+            .await
+        }
+        ChannelMsg::RequestX11 {
+            want_reply,
+            single_connection,
+            x11_authentication_protocol,
+            x11_authentication_cookie,
+            x11_screen_number,
+        } => {
+            to.request_x11(
                 want_reply,
                 single_connection,
                 x11_authentication_protocol,
                 x11_authentication_cookie,
                 x11_screen_number,
-            } => {
-                to.request_x11(
-                    want_reply,
-                    single_connection,
-                    x11_authentication_protocol,
-                    x11_authentication_cookie,
-                    x11_screen_number,
-                )
-                .await
-            }
-            // russh has answered this one by the handler's verdict already.
-            ChannelMsg::AgentForward { .. } => to.agent_forward(false).await,
-            ChannelMsg::RequestShell { want_reply } => to.request_shell(want_reply).await,
-            ChannelMsg::Exec {
-                want_reply,
-                command,
-            } => to.exec(want_reply, command).await,
-            ChannelMsg::RequestSubsystem { want_reply, name } => {
-                to.request_subsystem(want_reply, name).await
-            }
-            ChannelMsg::WindowChange {
-                col_width,
-                row_height,
-                pix_width,
-                pix_height,
-            } => {
-                to.window_change(col_width, row_height, pix_width, pix_height)
-                    .await
-            }
-            ChannelMsg::Signal { signal } => to.signal(signal).await,
-            ChannelMsg::Close => return,
-            _ => Ok(()),
-        };
-        if forwarded.is_err() {
-            return;
+            )
+            .await
         }
+        // russh has answered this one by the handler's verdict already.
+        ChannelMsg::AgentForward { .. } => to.agent_forward(false).await,
+        ChannelMsg::RequestShell { want_reply } => to.request_shell(want_reply).await,
+        ChannelMsg::Exec {
+            want_reply,
+            command,
+        } => to.exec(want_reply, command).await,
+        ChannelMsg::RequestSubsystem { want_reply, name } => {
+            to.request_subsystem(want_reply, name).await
+        }
+        ChannelMsg::WindowChange {
+            col_width,
+            row_height,
+            pix_width,
+            pix_height,
+        } => {
+            to.window_change(col_width, row_height, pix_width, pix_height)
+                .await
+        }
+        ChannelMsg::Signal { signal } => to.signal(signal).await,
+        _ => Ok(()),
     }
 }
 

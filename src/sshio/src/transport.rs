@@ -15,7 +15,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Largest packet of channel data on the link between gateway and agent, in
 /// bytes (RFC 4253 section 6.1 wants at least 32768).
-pub const LINK_PACKET: u32 = 64 * 1024;
+pub const LINK_PACKET: u32 = 65_535;
 
 /// Receive window of a channel on the link between gateway and agent, in bytes.
 pub const LINK_WINDOW: u32 = 8 * 1024 * 1024;
