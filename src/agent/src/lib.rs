@@ -1,1 +1,26 @@
 //! The agent: an SSH server inside an environment.
+//!
+//! `vendetta-agent serve` listens on a unix socket and serves shells,
+//! commands, SFTP and forwards to the gateway, as the users of the
+//! environment. It may be PID 1 of a container or an ordinary process.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`config`] | the configuration file, checked |
+//! | [`server`] | listens, accepts, stops |
+//! | `connection` | what the channels of one connection share |
+//! | `handler` | russh's callbacks, without policy |
+//! | `session` | a session channel: requests, then one process |
+//! | `forward` | dialling, listening and splicing |
+//! | `process` | spawning, reaping and ending processes; the only `unsafe` code |
+//! | [`users`] | /etc/passwd and /etc/group |
+//! | [`sftp`] | the SFTP server for environments without one |
+
+pub mod config;
+mod connection;
+mod environment;
+mod handler;
+mod process;
+pub mod server;
+mod session;
+pub mod users;

@@ -1,2 +1,95 @@
-//! (being built)
-fn main() {}
+//! Arguments, logging and exit codes of `vendetta-agent`.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use vendetta_agent::{config, server};
+
+const USAGE: &str = "\
+Usage: vendetta-agent serve --config FILE
+       vendetta-agent --version
+
+Serves one environment over SSH, as FILE (JSON, written by the gateway) says.
+";
+
+/// Bad arguments or a bad configuration.
+const EXIT_USAGE: u8 = 2;
+/// Anything else that ends the agent.
+const EXIT_INTERNAL: u8 = 70;
+
+enum Command {
+    Serve { config: PathBuf },
+    Version,
+    Help,
+}
+
+fn parse(arguments: &[OsString]) -> Result<Command, String> {
+    let mut words = arguments.iter();
+    let command = match words.next().map(|word| word.to_str()) {
+        Some(Some("serve")) => {
+            let config = match (words.next().map(|word| word.to_str()), words.next()) {
+                (Some(Some("--config")), Some(file)) => PathBuf::from(file),
+                _ => return Err("serve needs --config FILE".to_owned()),
+            };
+            Command::Serve { config }
+        }
+        Some(Some("--version" | "-V")) => Command::Version,
+        Some(Some("--help" | "-h" | "help")) => Command::Help,
+        Some(_) => return Err("unknown command".to_owned()),
+        None => return Err("a command is missing".to_owned()),
+    };
+    match words.next() {
+        None => Ok(command),
+        Some(extra) => Err(format!("unexpected argument {}", extra.to_string_lossy())),
+    }
+}
+
+fn serve(config: &Path) -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("VENDETTA_AGENT_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("vendetta_agent=info,warn")),
+        )
+        .init();
+    let settings = match config::load(config) {
+        Ok(settings) => settings,
+        Err(error) => {
+            tracing::error!("{error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match server::run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(EXIT_INTERNAL)
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match parse(&arguments) {
+        Ok(Command::Serve { config }) => serve(&config),
+        Ok(Command::Version) => {
+            let _ = writeln!(
+                std::io::stdout(),
+                "vendetta-agent {}",
+                env!("CARGO_PKG_VERSION")
+            );
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Help) => {
+            let _ = std::io::stdout().write_all(USAGE.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            let _ = write!(std::io::stderr(), "vendetta-agent: {problem}\n{USAGE}");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}

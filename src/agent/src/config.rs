@@ -1,0 +1,143 @@
+//! The configuration file, read once and checked.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use russh::keys::ssh_key::public::KeyData;
+use russh::keys::{Algorithm, Certificate, PrivateKey, PublicKey};
+use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
+
+/// Why a configuration was refused. The messages carry no secrets.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file is not an agent configuration.
+    #[error("{} is not an agent configuration: {source}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The cause, with line and column.
+        source: serde_json::Error,
+    },
+    /// The file is for another version of the agent.
+    #[error("{} has version {found}; this agent reads version {CONFIG_VERSION}: gateway and agent are of different releases", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version it has.
+        found: u32,
+    },
+    /// A key or certificate is wrong.
+    #[error("{}: {field} is not usable: {problem}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key of the file.
+        field: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// A checked configuration.
+#[derive(Debug)]
+pub struct Settings {
+    /// Name of the workspace.
+    pub workspace: String,
+    /// The agent's host key (ed25519).
+    pub host_key: PrivateKey,
+    /// Certificate of `host_key`.
+    pub host_certificate: Option<Certificate>,
+    /// Keys that may open any session.
+    pub gateway_keys: Vec<KeyData>,
+    /// The socket to listen on.
+    pub listen: PathBuf,
+    /// The default user: name, uid, or either with `:group`.
+    pub user: Option<String>,
+    /// Environment of every session.
+    pub env: BTreeMap<String, String>,
+    /// Working directory of sessions.
+    pub workdir: Option<PathBuf>,
+}
+
+/// Reads and checks the configuration at `path`.
+///
+/// # Errors
+/// When the file cannot be read, is not valid, or holds a key that cannot be used.
+pub fn load(path: &Path) -> Result<Settings, ConfigError> {
+    let text = std::fs::read(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let config: AgentConfig =
+        serde_json::from_slice(&text).map_err(|source| ConfigError::Syntax {
+            path: path.to_owned(),
+            source,
+        })?;
+    check(path, config)
+}
+
+fn check(path: &Path, config: AgentConfig) -> Result<Settings, ConfigError> {
+    if config.version != CONFIG_VERSION {
+        return Err(ConfigError::Version {
+            path: path.to_owned(),
+            found: config.version,
+        });
+    }
+    let bad = |field, problem: String| ConfigError::Key {
+        path: path.to_owned(),
+        field,
+        problem,
+    };
+    let host_key = PrivateKey::from_openssh(&config.host_key)
+        .map_err(|error| bad("host_key", error.to_string()))?;
+    let host_certificate = match &config.host_certificate {
+        None => None,
+        Some(line) => {
+            let certificate = Certificate::from_openssh(line)
+                .map_err(|error| bad("host_certificate", error.to_string()))?;
+            if certificate.public_key() != host_key.public_key().key_data() {
+                return Err(bad(
+                    "host_certificate",
+                    "it certifies another key than host_key".to_owned(),
+                ));
+            }
+            Some(certificate)
+        }
+    };
+    let mut gateway_keys = Vec::with_capacity(config.gateway_keys.len());
+    for line in &config.gateway_keys {
+        let key = PublicKey::from_openssh(line)
+            .map_err(|error| bad("gateway_keys", error.to_string()))?;
+        if key.algorithm() != Algorithm::Ed25519 {
+            return Err(bad(
+                "gateway_keys",
+                format!("{} is not ed25519", key.algorithm()),
+            ));
+        }
+        gateway_keys.push(key.key_data().clone());
+    }
+    if gateway_keys.is_empty() {
+        return Err(bad(
+            "gateway_keys",
+            "it is empty, so nobody could log in".to_owned(),
+        ));
+    }
+    Ok(Settings {
+        workspace: config.workspace,
+        host_key,
+        host_certificate,
+        gateway_keys,
+        listen: config.listen,
+        user: config.user,
+        env: config.env,
+        workdir: config.workdir,
+    })
+}

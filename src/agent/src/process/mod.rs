@@ -1,0 +1,28 @@
+//! Processes of the environment: starting, reaping and ending them.
+
+mod descendants;
+mod launch;
+mod reaper;
+#[allow(unsafe_code)]
+mod sys;
+
+pub use descendants::descendants;
+pub use launch::{Identity, Launch, Stdio, base_name};
+pub use reaper::{Child, Reaper};
+pub use sys::{open_pty_peer, set_controlling_size, watch};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
+/// Sends `signal` to the process group that `leader` started, if there still is one.
+///
+/// Once the leader has been reaped its number stays reserved as long as a
+/// member of the group lives; so when a process has that number again it is a
+/// stranger, and nothing is sent.
+pub fn signal_group(leader: Pid, signal: Signal, leader_reaped: bool) {
+    if leader_reaped && kill(leader, None) != Err(Errno::ESRCH) {
+        return;
+    }
+    let _ = killpg(leader, signal);
+}

@@ -1,0 +1,249 @@
+//! Listens, accepts, stops.
+//!
+//! ```text
+//!   SERVING ── SIGTERM | SIGINT ──▶ STOPPING: sessions told and hung up, descendants SIGTERM
+//!      ──▶ all gone | grace over, SIGKILL ──▶ exit 0
+//! ```
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use russh::keys::Algorithm;
+use russh::{MethodKind, MethodSet, Preferred, SshId};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vendetta_sshio::transport;
+
+use crate::config::Settings;
+use crate::connection::Agent;
+use crate::handler::ConnectionHandler;
+use crate::process::{Reaper, descendants};
+use crate::users::Users;
+
+/// How long a connection may take to log in.
+const LOGIN_GRACE: Duration = Duration::from_secs(30);
+
+/// How long processes may take to end after SIGTERM, well within the ten
+/// seconds that container engines give PID 1.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Pause after a failed accept (out of descriptors), so that it is no busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Messages that may wait between the channels and the connection's writer.
+const EVENT_BUFFER: usize = 16;
+
+/// Why the agent cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The runtime or a signal handler cannot be set up.
+    #[error("cannot {operation}: {source}")]
+    Setup {
+        /// What failed.
+        operation: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on {}: {source}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// Serves until SIGTERM or SIGINT, then stops in order.
+///
+/// # Errors
+/// When it cannot begin to serve.
+pub fn run(settings: Settings) -> Result<(), ServeError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|source| ServeError::Setup {
+            operation: "start the runtime",
+            source,
+        })?
+        .block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<(), ServeError> {
+    let setup = |operation| move |source| ServeError::Setup { operation, source };
+    if std::process::id() != 1 {
+        // Orphans of this environment come to us, so that a stop finds them.
+        nix::sys::prctl::set_child_subreaper(true)
+            .map_err(|errno| setup("become a subreaper")(errno.into()))?;
+    }
+    let mut terminate = signal(SignalKind::terminate()).map_err(setup("catch SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(setup("catch SIGINT"))?;
+
+    let config = Arc::new(ssh_config(&settings));
+    let path = settings.listen.clone();
+    let agent = Arc::new(Agent {
+        settings,
+        users: Users::system(),
+        reaper: Reaper::default(),
+        inherited: std::env::vars_os().collect(),
+        tasks: TaskTracker::new(),
+        stopping: CancellationToken::new(),
+    });
+    let reaping = {
+        let agent = Arc::clone(&agent);
+        tokio::spawn(async move { agent.reaper.run().await })
+    };
+    let listener = listen(&path).map_err(|source| ServeError::Listen {
+        path: path.clone(),
+        source,
+    })?;
+    tracing::info!(workspace = agent.settings.workspace, socket = %path.display(), "serving");
+
+    tokio::select! {
+        () = accept(&agent, &config, &listener) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    drop(listener);
+    let _ = std::fs::remove_file(&path);
+    tokio::select! {
+        () = stop(&agent) => {}
+        _ = terminate.recv() => {}
+    }
+    reaping.abort();
+    Ok(())
+}
+
+/// Makes the socket, in place of one that nobody serves any more.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.file_type().is_socket() => {
+            match std::os::unix::net::UnixStream::connect(path) {
+                Ok(_) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::AddrInUse,
+                        "another agent serves it",
+                    ));
+                }
+                Err(_) => std::fs::remove_file(path)?,
+            }
+        }
+        Ok(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "it exists and is no socket",
+            ));
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    // The directory keeps others out; within it, the gateway may be any user of the node.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+fn ssh_config(settings: &Settings) -> russh::server::Config {
+    russh::server::Config {
+        server_id: SshId::Standard(concat!("SSH-2.0-vendetta_", env!("CARGO_PKG_VERSION")).into()),
+        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+        auth_rejection_time: Duration::from_secs(1),
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        keys: vec![settings.host_key.clone()],
+        certificates: settings.host_certificate.iter().cloned().collect(),
+        limits: transport::link_limits(),
+        window_size: transport::LINK_WINDOW,
+        maximum_packet_size: transport::LINK_PACKET,
+        event_buffer_size: EVENT_BUFFER,
+        preferred: Preferred {
+            key: vec![Algorithm::Ed25519].into(),
+            ..transport::link_algorithms()
+        },
+        inactivity_timeout: None,
+        ..russh::server::Config::default()
+    }
+}
+
+async fn accept(agent: &Arc<Agent>, config: &Arc<russh::server::Config>, listener: &UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (agent, config) = (Arc::clone(agent), Arc::clone(config));
+                tokio::spawn(async move { connection(&agent, config, stream).await });
+            }
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end.
+async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stream: UnixStream) {
+    let deadline = Instant::now() + LOGIN_GRACE;
+    let authenticated = CancellationToken::new();
+    let handler = ConnectionHandler::new(Arc::clone(agent), authenticated.clone());
+    let started =
+        tokio::time::timeout_at(deadline, russh::server::run_stream(config, stream, handler));
+    let Ok(Ok(session)) = started.await else {
+        return;
+    };
+    let handle = session.handle();
+    tokio::pin!(session);
+    let result = tokio::select! {
+        result = &mut session => result,
+        () = async {
+            tokio::select! {
+                () = authenticated.cancelled() => std::future::pending().await,
+                () = sleep_until(deadline) => {}
+            }
+        } => {
+            let reason = russh::Disconnect::ByApplication;
+            let _ = handle.disconnect(reason, "login took too long".to_owned(), String::new()).await;
+            session.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!("connection ended: {error}");
+    }
+}
+
+/// Ends all that runs in the environment: sessions learn of it and are hung up,
+/// every process gets SIGTERM, and after the grace SIGKILL.
+async fn stop(agent: &Agent) {
+    tracing::info!("stopping");
+    agent.tasks.close();
+    agent.stopping.cancel();
+    let ended = async {
+        while signal_all(Signal::SIGTERM) > 0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+        agent.tasks.wait().await;
+    };
+    if timeout(STOP_GRACE, ended).await.is_err() {
+        tracing::warn!(
+            processes = signal_all(Signal::SIGKILL),
+            "killed what did not stop in time"
+        );
+        let _ = timeout(Duration::from_secs(1), agent.tasks.wait()).await;
+    }
+    // Let the last CLOSE of each session leave before the process does.
+    sleep(Duration::from_millis(50)).await;
+}
+
+/// Signals every descendant and says how many there are.
+fn signal_all(signal: Signal) -> usize {
+    let processes = descendants();
+    for pid in &processes {
+        let _ = kill(*pid, signal);
+    }
+    processes.len()
+}

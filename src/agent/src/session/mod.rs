@@ -1,0 +1,39 @@
+//! A session channel (RFC 4254 section 6): requests, then one process.
+//!
+//! ```text
+//!   SETUP ── shell | exec | subsystem ──▶ RUNNING ── exit, output drained ──▶ DONE
+//!     │                                     │
+//!     └── CLOSE, connection gone ──▶ DONE ◀─┴── CLOSE, connection gone: process group hung up
+//! ```
+//!
+//! In SETUP requests are answered in order. In RUNNING the only requests that
+//! still mean something are window-change and signal.
+
+mod control;
+mod modes;
+mod program;
+mod pty;
+mod run;
+mod setup;
+mod signals;
+mod streams;
+
+pub use control::{Control, control};
+pub use pty::Size;
+
+use std::sync::Arc;
+
+use russh::Channel;
+use russh::server::Msg;
+
+use crate::connection::Connection;
+use control::Events;
+
+/// Serves one session channel to its end.
+pub async fn serve(connection: Arc<Connection>, channel: Channel<Msg>, events: Events) {
+    let (mut reader, writer) = channel.split();
+    if let Some((setup, program)) = setup::receive(&connection, &mut reader, writer.id()).await {
+        run::run(&connection, reader, &writer, events, setup, program).await;
+    }
+    let _ = writer.close().await;
+}

@@ -1,0 +1,333 @@
+//! RUNNING: one process, its streams, and how both end.
+//!
+//! The exit status is sent when the process ends; EOF when nobody holds its
+//! output open any more; CLOSE after both, as sshd does. So a job left in the
+//! background with the session's output keeps the channel open, and one that
+//! closed it does not.
+
+use std::future::pending;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use russh::server::Msg;
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+
+use super::control::Events;
+use super::program;
+use super::pty::{Master, Opened};
+use super::setup::{Program, Setup, reply};
+use super::signals;
+use super::streams::{self, Input, STDERR, Stream};
+use crate::connection::Connection;
+use crate::process::{Child, Stdio, signal_group};
+
+/// How long an exit status may come after the end of the output and still be
+/// sent before EOF.
+const STATUS_BEFORE_EOF: Duration = Duration::from_millis(100);
+
+/// How long a process may live on after its client vanished and it was sent SIGHUP.
+const HANGUP_GRACE: Duration = Duration::from_secs(10);
+
+/// How long a goodbye may wait for the client's window.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Exit status of a shell that cannot run a command (POSIX.1-2024, sh, 2.8.2).
+const EXIT_NOT_FOUND: u32 = 127;
+
+/// Our ends of a process's streams.
+enum Streams {
+    Pipes {
+        stdin: pipe::Sender,
+        stdout: pipe::Receiver,
+        stderr: pipe::Receiver,
+    },
+    Terminal(Master),
+}
+
+/// How RUNNING ended.
+enum Ending {
+    /// The process is gone and its output sent.
+    Finished,
+    /// The client closed the channel or its connection is lost.
+    Vanished,
+    /// The agent stops.
+    Stopping,
+}
+
+/// Runs `program` and serves the channel until the process has ended or was told to.
+pub async fn run(
+    connection: &Connection,
+    reader: ChannelReadHalf,
+    writer: &ChannelWriteHalf<Msg>,
+    mut events: Events,
+    setup: Setup,
+    program: Program,
+) {
+    let input_ended = setup.input_ended;
+    let (child, streams) = match start(connection, setup, program) {
+        Ok(started) => started,
+        Err(problem) => {
+            let text = format!("vendetta: {problem}\n");
+            let _ = writer.extended_data_bytes(STDERR, text.into_bytes()).await;
+            let _ = writer.exit_status(EXIT_NOT_FOUND).await;
+            let _ = writer.eof().await;
+            return;
+        }
+    };
+    let mut session = Session {
+        connection,
+        writer,
+        child,
+        exited: AtomicBool::new(false),
+    };
+    match session
+        .serve(reader, &mut events, streams, input_ended)
+        .await
+    {
+        Ending::Finished => {}
+        Ending::Vanished => session.hang_up().await,
+        Ending::Stopping => {
+            let text = format!(
+                "\r\nvendetta: workspace {} is stopping\r\n",
+                connection.agent.settings.workspace
+            );
+            let goodbye = writer.extended_data_bytes(STDERR, text.into_bytes());
+            let _ = timeout(GOODBYE_TIMEOUT, goodbye).await;
+            session.hang_up().await;
+        }
+    }
+}
+
+fn start(
+    connection: &Connection,
+    setup: Setup,
+    program: Program,
+) -> Result<(Child, Streams), String> {
+    let Setup {
+        variables,
+        terminal,
+        input_ended: _,
+    } = setup;
+    let mut session = Vec::new();
+    let streams = match terminal {
+        None => pipes(),
+        Some((
+            term,
+            Opened {
+                master,
+                slave,
+                path,
+            },
+        )) => {
+            session.push(("TERM", term.into()));
+            session.push(("SSH_TTY", path.into()));
+            Ok((Stdio::Terminal(slave), Streams::Terminal(master)))
+        }
+    };
+    let (stdio, streams) = streams.map_err(|error| format!("cannot make pipes: {error}"))?;
+    let launch = program::launch(connection, &variables, session, program, stdio)
+        .map_err(|unavailable| unavailable.to_string())?;
+    let name = launch.program.clone();
+    let child = connection.agent.reaper.spawn(launch).map_err(|error| {
+        format!(
+            "cannot run {} as {}: {error}",
+            name.display(),
+            connection.user.name.display()
+        )
+    })?;
+    Ok((child, streams))
+}
+
+fn pipes() -> io::Result<(Stdio, Streams)> {
+    let (stdin, our_stdin) = io::pipe()?;
+    let (our_stdout, stdout) = io::pipe()?;
+    let (our_stderr, stderr) = io::pipe()?;
+    Ok((
+        Stdio::Pipes {
+            stdin: stdin.into(),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        },
+        Streams::Pipes {
+            stdin: pipe::Sender::from_owned_fd(OwnedFd::from(our_stdin))?,
+            stdout: pipe::Receiver::from_owned_fd(OwnedFd::from(our_stdout))?,
+            stderr: pipe::Receiver::from_owned_fd(OwnedFd::from(our_stderr))?,
+        },
+    ))
+}
+
+struct Session<'a> {
+    connection: &'a Connection,
+    writer: &'a ChannelWriteHalf<Msg>,
+    child: Child,
+    /// The process has been reaped.
+    exited: AtomicBool,
+}
+
+impl Session<'_> {
+    async fn serve(
+        &mut self,
+        reader: ChannelReadHalf,
+        events: &mut Events,
+        streams: Streams,
+        input_ended: bool,
+    ) -> Ending {
+        let Self {
+            connection,
+            writer,
+            child,
+            exited,
+        } = self;
+        let (connection, writer, exited) = (*connection, *writer, &*exited);
+        let leader = child.pid;
+        let (stdin, output, master) = match streams {
+            Streams::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => (Some(stdin), Some((stdout, stderr)), None),
+            Streams::Terminal(master) => (None, None, Some(master)),
+        };
+        let input = match &master {
+            Some(master) => Input::Terminal(master),
+            None => Input::Pipe(stdin.filter(|_| !input_ended)),
+        };
+        // Nothing reads the client's data any more: its CLOSE is no hang-up.
+        let half_closed = AtomicBool::new(false);
+
+        let output = async {
+            if let Some((stdout, stderr)) = output {
+                tokio::join!(
+                    streams::pump_pipe(stdout, writer, Stream::Output),
+                    streams::pump_pipe(stderr, writer, Stream::Error),
+                );
+            } else if let Some(master) = &master {
+                streams::pump_terminal(master, writer).await;
+            }
+        };
+        let exit = async {
+            if let Ok(status) = (&mut child.exit).await {
+                exited.store(true, Ordering::Relaxed);
+                report(connection, writer, status).await;
+            }
+        };
+        let finished = async {
+            tokio::pin!(exit, output);
+            tokio::select! {
+                () = &mut exit => {
+                    output.await;
+                    let _ = writer.eof().await;
+                }
+                () = &mut output => {
+                    let in_time = timeout(STATUS_BEFORE_EOF, &mut exit).await.is_ok();
+                    let _ = writer.eof().await;
+                    if !in_time {
+                        half_closed.store(true, Ordering::Relaxed);
+                        exit.await;
+                    }
+                }
+            }
+        };
+        let closed = events.closed.clone();
+        let hung_up = async {
+            closed.cancelled().await;
+            if half_closed.load(Ordering::Relaxed) {
+                pending::<()>().await;
+            }
+        };
+        let controlled = async {
+            loop {
+                tokio::select! {
+                    Some(signal) = events.signals.recv() => {
+                        if let Some(signal) = signals::to_kernel(&signal) {
+                            signal_group(leader, signal, exited.load(Ordering::Relaxed));
+                        }
+                    }
+                    Ok(()) = events.size.changed() => {
+                        let size = *events.size.borrow_and_update();
+                        if let Some(master) = &master {
+                            let _ = master.resize(size);
+                        }
+                    }
+                    else => pending::<()>().await,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = finished => Ending::Finished,
+            () = connection.gone.cancelled() => Ending::Vanished,
+            () = hung_up => Ending::Vanished,
+            () = connection.agent.stopping.cancelled() => Ending::Stopping,
+            () = controlled => Ending::Vanished,
+            () = feed(connection, reader, writer.id(), input) => Ending::Vanished,
+        }
+    }
+
+    /// Ends the process group of a client that is gone: SIGHUP, and after a
+    /// grace SIGKILL. A daemon in a session of its own is in no group of ours.
+    async fn hang_up(&mut self) {
+        let reaped = self.exited.load(Ordering::Relaxed);
+        signal_group(self.child.pid, Signal::SIGHUP, reaped);
+        // A stopped process gets its SIGHUP only once it continues.
+        signal_group(self.child.pid, Signal::SIGCONT, reaped);
+        if !reaped {
+            match timeout(HANGUP_GRACE, &mut self.child.exit).await {
+                Ok(Ok(status)) => report(self.connection, self.writer, status).await,
+                _ => signal_group(self.child.pid, Signal::SIGKILL, false),
+            }
+        }
+    }
+}
+
+/// Gives the client's data to the process, and refuses requests that come too
+/// late. Never ends: that the client is gone is told by other means.
+async fn feed(
+    connection: &Connection,
+    mut reader: ChannelReadHalf,
+    id: russh::ChannelId,
+    mut input: Input<'_>,
+) {
+    while let Some(message) = reader.wait().await {
+        match message {
+            ChannelMsg::Data { data } => input.write(&data).await,
+            ChannelMsg::Eof | ChannelMsg::Close => input.end(),
+            ChannelMsg::RequestPty { want_reply, .. }
+            | ChannelMsg::RequestShell { want_reply }
+            | ChannelMsg::Exec { want_reply, .. }
+            | ChannelMsg::RequestSubsystem { want_reply, .. }
+            | ChannelMsg::RequestX11 { want_reply, .. }
+            | ChannelMsg::SetEnv { want_reply, .. } => {
+                reply(connection, id, want_reply, false).await
+            }
+            _ => {}
+        }
+    }
+    input.end();
+    pending().await
+}
+
+/// Tells the client how the process ended (RFC 4254 section 6.10).
+async fn report(connection: &Connection, writer: &ChannelWriteHalf<Msg>, status: ExitStatus) {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => {
+            let _ = writer.exit_status(code.cast_unsigned()).await;
+        }
+        (None, Some(signal)) => {
+            let name = signals::from_kernel(signal);
+            let core = status.core_dumped();
+            let _ = connection
+                .handle
+                .exit_signal_request(writer.id(), name, core, String::new(), String::new())
+                .await;
+        }
+        (None, None) => {}
+    }
+}

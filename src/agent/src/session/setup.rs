@@ -1,0 +1,122 @@
+//! The requests before a process runs.
+
+use std::sync::Arc;
+
+use russh::{ChannelId, ChannelMsg, ChannelReadHalf};
+
+use super::pty::{self, Opened, Size};
+use crate::connection::Connection;
+use crate::environment::ClientVariables;
+
+/// What a client asked for before it started a process.
+#[derive(Debug, Default)]
+pub struct Setup {
+    /// Variables it set.
+    pub variables: ClientVariables,
+    /// Its terminal: type, and our pseudo-terminal.
+    pub terminal: Option<(String, Opened)>,
+    /// It sent EOF already.
+    pub input_ended: bool,
+}
+
+/// What to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Program {
+    /// The user's login shell.
+    Shell,
+    /// A command for the user's shell; any bytes.
+    Command(Vec<u8>),
+    /// The SFTP server.
+    Sftp,
+}
+
+/// Answers requests until one starts a program; none when the channel ends before.
+pub async fn receive(
+    connection: &Arc<Connection>,
+    reader: &mut ChannelReadHalf,
+    id: ChannelId,
+) -> Option<(Setup, Program)> {
+    let mut setup = Setup::default();
+    loop {
+        let (want_reply, accepted) = match reader.wait().await? {
+            ChannelMsg::SetEnv {
+                want_reply,
+                variable_name,
+                variable_value,
+            } => (
+                want_reply,
+                setup.variables.set(variable_name, variable_value),
+            ),
+            ChannelMsg::RequestPty {
+                want_reply,
+                term,
+                col_width,
+                row_height,
+                pix_width,
+                pix_height,
+                terminal_modes,
+            } => {
+                let size = Size {
+                    columns: col_width,
+                    rows: row_height,
+                    width: pix_width,
+                    height: pix_height,
+                };
+                let tty_group = connection.agent.users.group_id("tty");
+                let opened = match setup.terminal {
+                    Some(_) => Err(std::io::Error::other("the session has one already")),
+                    None => pty::open(&connection.user, tty_group, &terminal_modes, size),
+                };
+                let accepted = match opened {
+                    Ok(opened) => {
+                        setup.terminal = Some((term, opened));
+                        true
+                    }
+                    Err(error) => {
+                        tracing::warn!("cannot open a pseudo-terminal: {error}");
+                        false
+                    }
+                };
+                (want_reply, accepted)
+            }
+            ChannelMsg::RequestShell { want_reply } => {
+                reply(connection, id, want_reply, true).await;
+                return Some((setup, Program::Shell));
+            }
+            ChannelMsg::Exec {
+                want_reply,
+                command,
+            } => {
+                reply(connection, id, want_reply, true).await;
+                return Some((setup, Program::Command(command)));
+            }
+            ChannelMsg::RequestSubsystem { want_reply, name } => {
+                let known = name == "sftp";
+                reply(connection, id, want_reply, known).await;
+                if known {
+                    return Some((setup, Program::Sftp));
+                }
+                continue;
+            }
+            ChannelMsg::RequestX11 { want_reply, .. } => (want_reply, false),
+            ChannelMsg::Eof => {
+                setup.input_ended = true;
+                continue;
+            }
+            ChannelMsg::Close => return None,
+            // Data before a program has nowhere to go; sizes and signals come
+            // through Control; the handler has answered auth-agent-req.
+            _ => continue,
+        };
+        reply(connection, id, want_reply, accepted).await;
+    }
+}
+
+/// Answers a request if the client wants an answer.
+pub async fn reply(connection: &Connection, id: ChannelId, want_reply: bool, accepted: bool) {
+    let _ = match (want_reply, accepted) {
+        (false, _) => Ok(()),
+        (true, true) => connection.handle.channel_success(id).await,
+        (true, false) => connection.handle.channel_failure(id).await,
+    };
+}
