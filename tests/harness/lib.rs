@@ -1,1 +1,47 @@
-//! The harness of the end-to-end tests.
+//! What the end-to-end tests stand on: a Docker engine of their own, the real
+//! `vendetta serve`, and the real OpenSSH clients, each wait with a time limit.
+//!
+//! A wrong answer or a hang is a panic that says what was run, what it said and,
+//! when the [`Gateway`] is dropped by it, the tail of the gateway's log.
+//! docs/testing.md tells how to run the tests.
+
+mod client;
+mod data;
+mod engine;
+mod gateway;
+mod process;
+mod run;
+
+pub use client::{Client, Master};
+pub use data::{Seeded, random_bytes, sha256};
+pub use engine::{BUSYBOX, Engine, TOOLS};
+pub use gateway::{Gateway, GatewayBuilder};
+pub use process::Process;
+pub use run::{Finished, Run, Running};
+
+use std::time::{Duration, Instant};
+
+/// How long anything may take that is over in a moment on an idle machine; a
+/// limit against hanging, not a measure of speed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Calls `check` until it is true.
+///
+/// # Panics
+/// After [`PATIENCE`], naming `what` never came true.
+pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !check() {
+        assert!(
+            start.elapsed() < PATIENCE,
+            "still not so after {PATIENCE:?}: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether the long forms of the tests are asked for (`VENDETTA_TEST_FULL=1`).
+#[must_use]
+pub fn full() -> bool {
+    std::env::var_os("VENDETTA_TEST_FULL").is_some_and(|value| value == "1")
+}
