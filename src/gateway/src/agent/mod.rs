@@ -1,1 +1,4 @@
-//! (being built)
+//! The gateway's side of agents: their executables on nodes, and the pool of
+//! SSH connections to them.
+
+pub mod install;

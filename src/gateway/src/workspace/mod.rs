@@ -1,1 +1,23 @@
-//! (being built)
+//! Workspaces: what they are meant to be, what they are, and the work between.
+//!
+//! `state` is the pure state machine; one actor task a workspace runs it and is the
+//! only writer of that workspace's row, container and files. [`Workspaces`] is
+//! what the rest of the gateway sees.
+
+mod error;
+mod id;
+mod manager;
+mod operation;
+mod spec;
+mod state;
+mod status;
+
+pub use error::{ErrorKind, WorkspaceError};
+pub use id::WorkspaceId;
+pub use manager::{
+    Agent, AgentTarget, Endpoint, LogOptions, LogStream, Settings, WorkspaceRef, Workspaces,
+};
+pub use operation::{Operation, Progress, ProgressSink, Step};
+pub use spec::{Overrides, Spec};
+pub use state::{Desired, Found, Phase, Record};
+pub use status::{Failure, WorkspaceStatus};

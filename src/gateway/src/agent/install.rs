@@ -1,0 +1,1 @@
+//! Brings the agent's executable to a node.

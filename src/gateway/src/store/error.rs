@@ -1,0 +1,139 @@
+//! Why the store did not do something.
+
+use std::path::PathBuf;
+
+use vendetta_proto::UserName;
+
+/// Why the store did not do something. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system refused.
+    #[error("database {path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A directory that others can read.
+    #[error("{path}: mode {mode:03o} lets others read the gateway's state; run: chmod 700 {path}", path = path.display())]
+    Mode {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// SQLite refused.
+    #[error("database: {operation}: {source}")]
+    Sql {
+        /// What was tried.
+        operation: &'static str,
+        /// The cause.
+        source: rusqlite::Error,
+    },
+    /// Written by a newer vendetta.
+    #[error("database {path} has format {found}, this version knows up to {known}; run the vendetta that wrote it, or a newer one", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+        /// The newest format known.
+        known: i64,
+    },
+    /// A row that cannot be ours.
+    #[error("database: a row that cannot be read: {0}")]
+    Corrupt(String),
+    /// The work was given up, at shutdown.
+    #[error("database: {operation}: given up")]
+    GaveUp {
+        /// What was tried.
+        operation: &'static str,
+    },
+    /// A name that is in use.
+    #[error("the name {name} is taken by a {kind}; users and workspaces share one name space")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// By what: "user" or "workspace".
+        kind: &'static str,
+    },
+    /// No such user.
+    #[error("there is no user {0}")]
+    NoUser(UserName),
+    /// No key of that user matches.
+    #[error("user {user} has no key {key}")]
+    NoKey {
+        /// The user.
+        user: UserName,
+        /// What was asked for.
+        key: String,
+    },
+    /// More than one key matches.
+    #[error("{key} is the beginning of {count} keys of user {user}; give more of it")]
+    AmbiguousKey {
+        /// The user.
+        user: UserName,
+        /// What was asked for.
+        key: String,
+        /// How many match.
+        count: usize,
+    },
+    /// A key that somebody has already.
+    #[error("key {fingerprint} belongs to user {user} already")]
+    KeyTaken {
+        /// The key.
+        fingerprint: String,
+        /// Whose it is.
+        user: UserName,
+    },
+    /// Without this admin, or this key, nobody could administer the gateway.
+    #[error("{0} is the last admin that can log in; make another one first")]
+    LastAdmin(UserName),
+    /// A user who still has workspaces.
+    #[error("user {user} still has workspaces: {}; destroy them first", workspaces.join(", "))]
+    HasWorkspaces {
+        /// The user.
+        user: UserName,
+        /// Their names.
+        workspaces: Vec<String>,
+    },
+}
+
+impl StoreError {
+    /// The exit code of a command that failed so: 3 not found, 4 conflict, 70 internal.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoUser(_) | Self::NoKey { .. } => 3,
+            Self::NameTaken { .. }
+            | Self::AmbiguousKey { .. }
+            | Self::KeyTaken { .. }
+            | Self::LastAdmin(_)
+            | Self::HasWorkspaces { .. } => 4,
+            Self::Io { .. }
+            | Self::Mode { .. }
+            | Self::Sql { .. }
+            | Self::Newer { .. }
+            | Self::Corrupt(_)
+            | Self::GaveUp { .. } => 70,
+        }
+    }
+
+    /// Names the operation that an SQLite error belongs to.
+    pub(super) fn during(self, operation: &'static str) -> Self {
+        match self {
+            Self::Sql { source, .. } => Self::Sql { operation, source },
+            other => other,
+        }
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(source: rusqlite::Error) -> Self {
+        Self::Sql {
+            operation: "query",
+            source,
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Rows of workspaces.
+
+use jiff::Timestamp;
+use rusqlite::params;
+use vendetta_proto::spec::{ProjectConfig, ProviderKind};
+use vendetta_proto::{NodeName, UserName, WorkspaceName};
+
+use super::people::timestamp;
+use super::{Store, StoreError, name_is_free, user_of};
+use crate::workspace::{Desired, Record, WorkspaceId};
+
+/// A workspace as it is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkspaceRow {
+    /// Its id.
+    pub id: WorkspaceId,
+    /// Its name.
+    pub name: WorkspaceName,
+    /// Who it belongs to.
+    pub owner: UserName,
+    /// Where it runs.
+    pub node: NodeName,
+    /// What runs it.
+    pub provider: ProviderKind,
+    /// Its config, every key of it.
+    pub config: ProjectConfig,
+    /// What it is meant to be.
+    pub record: Record,
+    /// Private host key of its agent, OpenSSH PEM.
+    pub host_key: String,
+    /// When it was created.
+    pub created: Timestamp,
+}
+
+impl Store {
+    /// Adds a workspace.
+    ///
+    /// # Errors
+    /// [`StoreError::NameTaken`] by a user or a workspace; [`StoreError::NoUser`].
+    pub async fn add_workspace(&self, row: &WorkspaceRow) -> Result<(), StoreError> {
+        if self.user(&row.owner).is_none() {
+            return Err(StoreError::NoUser(row.owner.clone()));
+        }
+        let config = serde_json::to_string(&row.config)
+            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let row = row.clone();
+        self.write("add workspace", move |transaction| {
+            name_is_free(transaction, row.name.as_str())?;
+            transaction.execute(
+                "INSERT INTO workspaces (id, name, owner, node, provider, config, desired,
+                                         generation, boot, host_key, created)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                params![
+                    row.id.as_str(),
+                    row.name.as_str(),
+                    row.owner.as_str(),
+                    row.node.as_str(),
+                    row.provider.as_str(),
+                    config,
+                    row.record.desired.as_str(),
+                    signed(row.record.generation),
+                    signed(row.record.boot),
+                    row.host_key,
+                    row.created.as_millisecond(),
+                ],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Saves what a workspace is meant to be.
+    ///
+    /// # Errors
+    /// When the database refuses, or there is no such workspace.
+    pub async fn save_record(&self, id: &WorkspaceId, record: Record) -> Result<(), StoreError> {
+        let id = id.clone();
+        self.write("save workspace", move |transaction| {
+            let saved = transaction.execute(
+                "UPDATE workspaces SET desired = ?2, generation = ?3, boot = ?4 WHERE id = ?1",
+                params![
+                    id.as_str(),
+                    record.desired.as_str(),
+                    signed(record.generation),
+                    signed(record.boot)
+                ],
+            )?;
+            match saved {
+                1 => Ok(()),
+                _ => Err(StoreError::Corrupt(format!("no workspace {}", id.as_str()))),
+            }
+        })
+        .await
+    }
+
+    /// Deletes a workspace of which nothing is left; gone already is fine.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn forget_workspace(&self, id: &WorkspaceId) -> Result<(), StoreError> {
+        let id = id.clone();
+        self.write("forget workspace", move |transaction| {
+            transaction.execute("DELETE FROM workspaces WHERE id = ?1", [id.as_str()])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// All workspaces.
+    ///
+    /// # Errors
+    /// When the database refuses, or holds a row that cannot be ours.
+    pub async fn workspaces(&self) -> Result<Vec<WorkspaceRow>, StoreError> {
+        self.write("read workspaces", |transaction| {
+            let mut statement = transaction.prepare(
+                "SELECT id, name, owner, node, provider, config, desired, generation, boot,
+                        host_key, created
+                 FROM workspaces ORDER BY name",
+            )?;
+            let mut rows = statement.query([])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let id: String = row.get(0)?;
+                let corrupt = |error: &dyn std::fmt::Display| {
+                    StoreError::Corrupt(format!("workspace {id}: {error}"))
+                };
+                let (name, node): (String, String) = (row.get(1)?, row.get(3)?);
+                let (provider, config): (String, String) = (row.get(4)?, row.get(5)?);
+                let desired: String = row.get(6)?;
+                found.push(WorkspaceRow {
+                    id: WorkspaceId::parse(&id).ok_or_else(|| corrupt(&"bad id"))?,
+                    name: WorkspaceName::try_from(name).map_err(|e| corrupt(&e))?,
+                    owner: user_of(row.get(2)?)?,
+                    node: NodeName::try_from(node).map_err(|e| corrupt(&e))?,
+                    provider: serde_json::from_value(provider.into()).map_err(|e| corrupt(&e))?,
+                    config: serde_json::from_str(&config).map_err(|e| corrupt(&e))?,
+                    record: Record {
+                        desired: Desired::parse(&desired)
+                            .ok_or_else(|| corrupt(&"bad desired state"))?,
+                        generation: unsigned(row.get(7)?),
+                        boot: unsigned(row.get(8)?),
+                    },
+                    host_key: row.get(9)?,
+                    created: timestamp(row.get(10)?)?,
+                });
+            }
+            Ok(found)
+        })
+        .await
+    }
+}
+
+/// SQLite's integers are signed; these count starts and rebuilds.
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn unsigned(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or(0)
+}

@@ -1,0 +1,92 @@
+//! Why something with a workspace did not work, as it is told to a person.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// What sort of failure it is; decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// The request itself is wrong.
+    Usage,
+    /// Not there, or not the caller's.
+    NotFound,
+    /// Something stands against it.
+    Conflict,
+    /// The node or its engine does not do it.
+    Unavailable,
+    /// Our own fault.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The exit code of a command that failed so.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Conflict => 4,
+            Self::Unavailable => 5,
+            Self::Internal => 70,
+        }
+    }
+}
+
+/// A failure with its context ("workspace x"), the problem and, where there is
+/// one, the remedy. Displays as "context: problem".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WorkspaceError {
+    /// What sort of failure it is.
+    pub kind: ErrorKind,
+    /// What it is about.
+    pub context: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What to do; a command where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl WorkspaceError {
+    /// A failure without a remedy.
+    pub fn new(kind: ErrorKind, context: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            kind,
+            context: context.into(),
+            problem: problem.into(),
+            remedy: None,
+        }
+    }
+
+    /// The same with a remedy.
+    #[must_use]
+    pub fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+
+    /// 2 usage, 3 not found or not yours, 4 conflict, 5 node or engine unavailable, 70 internal.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        self.kind.exit_code()
+    }
+
+    pub(super) fn not_found(name: &str) -> Self {
+        Self::new(
+            ErrorKind::NotFound,
+            format!("workspace {name}"),
+            "there is no such workspace, or it is not yours",
+        )
+        .with_remedy("ssh vendetta workspace list")
+    }
+}
+
+impl fmt::Display for WorkspaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.context, self.problem)
+    }
+}
+
+impl std::error::Error for WorkspaceError {}

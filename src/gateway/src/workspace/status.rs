@@ -1,0 +1,57 @@
+//! What is told about a workspace.
+
+use serde::Serialize;
+use vendetta_proto::spec::{AutoUp, ProviderKind};
+use vendetta_proto::{NodeName, UserName, WorkspaceName};
+
+use super::WorkspaceId;
+use super::state::{Desired, Phase};
+
+/// A workspace as `list` and `status` show it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WorkspaceStatus {
+    /// Its name.
+    pub name: WorkspaceName,
+    /// Its id, as in the labels of its container.
+    pub id: WorkspaceId,
+    /// Who it belongs to.
+    pub owner: UserName,
+    /// What runs it.
+    pub provider: ProviderKind,
+    /// Where it runs.
+    pub node: NodeName,
+    /// What it was made from, when the provider takes an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// What it is doing.
+    pub state: Phase,
+    /// What it is meant to do.
+    pub desired: Desired,
+    /// Whether connecting brings it up.
+    pub auto_up: AutoUp,
+    /// When it was created.
+    pub created: jiff::Timestamp,
+    /// Since when it is in `state`.
+    pub since: jiff::Timestamp,
+    /// Why it failed, in state `failed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// Anything else worth knowing, such as how it ended by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Parts of its config that this version keeps but does not act on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inactive: Vec<String>,
+}
+
+/// Why a workspace failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// What was being done: "start", "stop", "destroy".
+    pub step: String,
+    /// What went wrong.
+    pub cause: String,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
