@@ -1,13 +1,18 @@
 //! What the parts of the agent, and the channels of one connection, share.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use russh::ChannelId;
 use russh::server::Handle;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Settings;
+use crate::forward::{Listeners, Resolver};
 use crate::process::Reaper;
 use crate::users::{User, Users};
 
@@ -22,10 +27,16 @@ pub struct Agent {
     pub reaper: Reaper,
     /// Its own environment variables.
     pub inherited: Vec<(OsString, OsString)>,
-    /// Every task that a stop waits for.
+    /// Resolves names that clients dial.
+    pub resolver: Resolver,
+    /// Tasks of session channels, to which a stop gives time.
+    pub sessions: TaskTracker,
+    /// All other tasks.
     pub tasks: TaskTracker,
-    /// Cancelled when the agent begins to stop.
+    /// Cancelled when the agent begins to stop: sessions end.
     pub stopping: CancellationToken,
+    /// Cancelled when the sessions have ended: connections end.
+    pub closing: CancellationToken,
 }
 
 impl Agent {
@@ -56,4 +67,43 @@ pub struct Connection {
     pub handle: Handle,
     /// Cancelled when the connection is over, however it ends.
     pub gone: CancellationToken,
+    /// Sockets it listens on.
+    pub listeners: Listeners,
+    /// The socket of its forwarded ssh-agent, once a session asked for one.
+    pub agent_socket: OnceCell<PathBuf>,
+    closed: Mutex<HashMap<ChannelId, CancellationToken>>,
+}
+
+impl Connection {
+    /// A connection that has just logged in.
+    pub fn new(agent: Arc<Agent>, user: User, handle: Handle, gone: CancellationToken) -> Self {
+        Self {
+            agent,
+            user,
+            handle,
+            gone,
+            listeners: Listeners::default(),
+            agent_socket: OnceCell::new(),
+            closed: Mutex::default(),
+        }
+    }
+
+    /// A token that the client's CHANNEL_CLOSE cancels. The message itself
+    /// queues behind data that nobody may ever take.
+    pub fn closed_token(&self, id: ChannelId) -> CancellationToken {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        closed.entry(id).or_default().clone()
+    }
+
+    /// The client has closed a channel.
+    pub fn channel_closed(&self, id: ChannelId) {
+        let token = self
+            .closed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
+        if let Some(token) = token {
+            token.cancel();
+        }
+    }
 }

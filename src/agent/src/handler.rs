@@ -14,6 +14,7 @@ use russh::{Channel, ChannelId, Sig};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::connection::{Agent, Connection};
+use crate::forward::{self, Target};
 use crate::session::{self, Control, Size};
 use crate::users::User;
 
@@ -42,6 +43,12 @@ impl ConnectionHandler {
             connection: None,
             sessions: HashMap::new(),
         }
+    }
+
+    fn cancel(&self, target: &Target) -> bool {
+        self.connection
+            .as_ref()
+            .is_some_and(|connection| connection.listeners.cancel(target))
     }
 
     fn may_log_in(&self, key: &KeyData) -> bool {
@@ -86,12 +93,13 @@ impl Handler for ConnectionHandler {
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
         self.authenticated.cancel();
         if let Some(user) = self.user.take() {
-            self.connection = Some(Arc::new(Connection {
-                agent: Arc::clone(&self.agent),
+            let (agent, gone) = (Arc::clone(&self.agent), self.gone.clone());
+            self.connection = Some(Arc::new(Connection::new(
+                agent,
                 user,
-                handle: session.handle(),
-                gone: self.gone.clone(),
-            }));
+                session.handle(),
+                gone,
+            )));
         }
         Ok(())
     }
@@ -103,14 +111,120 @@ impl Handler for ConnectionHandler {
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
         if let Some(connection) = &self.connection {
-            let (control, events) = session::control();
+            let (control, events) = session::control(connection.closed_token(channel.id()));
             self.sessions.insert(channel.id(), control);
             reply.accept().await;
             self.agent
-                .tasks
+                .sessions
                 .spawn(session::serve(Arc::clone(connection), channel, events));
         }
         Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if let Some(connection) = &self.connection {
+            let (connection, host) = (Arc::clone(connection), host.to_owned());
+            self.agent.tasks.spawn(forward::direct_tcpip(
+                connection, channel, host, port, reply,
+            ));
+        }
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if let Some(connection) = &self.connection {
+            let (connection, path) = (Arc::clone(connection), path.to_owned());
+            self.agent.tasks.spawn(forward::direct_streamlocal(
+                connection, channel, path, reply,
+            ));
+        }
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        let Some(connection) = &self.connection else {
+            return Ok(false);
+        };
+        match forward::tcp(connection, address, *port).await {
+            Ok(bound) => {
+                *port = bound;
+                Ok(true)
+            }
+            Err(error) => {
+                tracing::info!(address, port, "cannot listen: {error}");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        Ok(self.cancel(&Target::Tcp(address.to_owned(), port)))
+    }
+
+    async fn streamlocal_forward(
+        &mut self,
+        path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        let Some(connection) = &self.connection else {
+            return Ok(false);
+        };
+        let listening = forward::unix(connection, path).await;
+        if let Err(error) = &listening {
+            tracing::info!(path, "cannot listen: {error}");
+        }
+        Ok(listening.is_ok())
+    }
+
+    async fn cancel_streamlocal_forward(
+        &mut self,
+        path: &str,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        Ok(self.cancel(&Target::Unix(path.to_owned())))
+    }
+
+    async fn agent_request(
+        &mut self,
+        _channel: ChannelId,
+        _session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        let Some(connection) = &self.connection else {
+            return Ok(false);
+        };
+        let socket = connection
+            .agent_socket
+            .get_or_try_init(|| forward::agent_socket::serve(connection))
+            .await;
+        if let Err(error) = &socket {
+            tracing::warn!("cannot forward the client's agent: {error}");
+        }
+        Ok(socket.is_ok())
     }
 
     async fn channel_close(
@@ -118,8 +232,9 @@ impl Handler for ConnectionHandler {
         channel: ChannelId,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if let Some(control) = self.sessions.remove(&channel) {
-            control.close();
+        self.sessions.remove(&channel);
+        if let Some(connection) = &self.connection {
+            connection.channel_closed(channel);
         }
         Ok(())
     }

@@ -19,6 +19,7 @@
 pub mod config;
 mod connection;
 mod environment;
+mod forward;
 mod handler;
 mod process;
 pub mod server;

@@ -5,6 +5,7 @@
 //!      ──▶ all gone | grace over, SIGKILL ──▶ exit 0
 //! ```
 
+use std::future::pending;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, umask};
 use russh::keys::Algorithm;
 use russh::{MethodKind, MethodSet, Preferred, SshId};
 use tokio::net::{UnixListener, UnixStream};
@@ -23,6 +25,7 @@ use vendetta_sshio::transport;
 
 use crate::config::Settings;
 use crate::connection::Agent;
+use crate::forward::Resolver;
 use crate::handler::ConnectionHandler;
 use crate::process::{Reaper, descendants};
 use crate::users::Users;
@@ -33,6 +36,12 @@ const LOGIN_GRACE: Duration = Duration::from_secs(30);
 /// How long processes may take to end after SIGTERM, well within the ten
 /// seconds that container engines give PID 1.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// How often to look whether all processes have ended.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// How long connections may take to end in order.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// Pause after a failed accept (out of descriptors), so that it is no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -79,6 +88,8 @@ pub fn run(settings: Settings) -> Result<(), ServeError> {
 
 async fn serve(settings: Settings) -> Result<(), ServeError> {
     let setup = |operation| move |source| ServeError::Setup { operation, source };
+    // What we make is for us alone, until said otherwise; children have their own umask.
+    umask(Mode::from_bits_truncate(0o077));
     if std::process::id() != 1 {
         // Orphans of this environment come to us, so that a stop finds them.
         nix::sys::prctl::set_child_subreaper(true)
@@ -94,8 +105,11 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         users: Users::system(),
         reaper: Reaper::default(),
         inherited: std::env::vars_os().collect(),
+        resolver: Resolver::default(),
+        sessions: TaskTracker::new(),
         tasks: TaskTracker::new(),
         stopping: CancellationToken::new(),
+        closing: CancellationToken::new(),
     });
     let reaping = {
         let agent = Arc::clone(&agent);
@@ -176,7 +190,8 @@ async fn accept(agent: &Arc<Agent>, config: &Arc<russh::server::Config>, listene
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (agent, config) = (Arc::clone(agent), Arc::clone(config));
-                tokio::spawn(async move { connection(&agent, config, stream).await });
+                let tasks = agent.tasks.clone();
+                tasks.spawn(async move { connection(&agent, config, stream).await });
             }
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
@@ -198,16 +213,22 @@ async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stre
     };
     let handle = session.handle();
     tokio::pin!(session);
+    let farewell = async {
+        tokio::select! {
+            () = agent.closing.cancelled() => "the workspace is stopping",
+            () = async {
+                tokio::select! {
+                    () = authenticated.cancelled() => pending().await,
+                    () = sleep_until(deadline) => {}
+                }
+            } => "login took too long",
+        }
+    };
     let result = tokio::select! {
         result = &mut session => result,
-        () = async {
-            tokio::select! {
-                () = authenticated.cancelled() => std::future::pending().await,
-                () = sleep_until(deadline) => {}
-            }
-        } => {
-            let reason = russh::Disconnect::ByApplication;
-            let _ = handle.disconnect(reason, "login took too long".to_owned(), String::new()).await;
+        reason = farewell => {
+            let code = russh::Disconnect::ByApplication;
+            let _ = handle.disconnect(code, reason.to_owned(), String::new()).await;
             session.await
         }
     };
@@ -220,23 +241,24 @@ async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stre
 /// every process gets SIGTERM, and after the grace SIGKILL.
 async fn stop(agent: &Agent) {
     tracing::info!("stopping");
+    agent.sessions.close();
     agent.tasks.close();
     agent.stopping.cancel();
     let ended = async {
         while signal_all(Signal::SIGTERM) > 0 {
-            sleep(Duration::from_millis(50)).await;
+            sleep(STOP_POLL).await;
         }
-        agent.tasks.wait().await;
+        agent.sessions.wait().await;
     };
     if timeout(STOP_GRACE, ended).await.is_err() {
         tracing::warn!(
             processes = signal_all(Signal::SIGKILL),
             "killed what did not stop in time"
         );
-        let _ = timeout(Duration::from_secs(1), agent.tasks.wait()).await;
+        let _ = timeout(CLOSE_GRACE, agent.sessions.wait()).await;
     }
-    // Let the last CLOSE of each session leave before the process does.
-    sleep(Duration::from_millis(50)).await;
+    agent.closing.cancel();
+    let _ = timeout(CLOSE_GRACE, agent.tasks.wait()).await;
 }
 
 /// Signals every descendant and says how many there are.

@@ -9,7 +9,7 @@ mod sys;
 pub use descendants::descendants;
 pub use launch::{Identity, Launch, Stdio, base_name};
 pub use reaper::{Child, Reaper};
-pub use sys::{open_pty_peer, set_controlling_size, watch};
+pub use sys::{open_pty_peer, run_as, set_controlling_size, watch};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};

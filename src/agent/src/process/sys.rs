@@ -121,3 +121,62 @@ pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd owns one open descriptor as long as it lives, and is not replaced within.
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
+
+fn become_identity(identity: &Identity) -> io::Result<()> {
+    let check = |result: libc::c_long| {
+        if result == -1 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    };
+    // SAFETY: plain values and a pointer to a buffer that `identity` owns.
+    // The raw system calls change the calling thread only; the C library's
+    // wrappers would change every thread.
+    unsafe {
+        check(libc::syscall(
+            libc::SYS_setgroups,
+            identity.groups.len() as libc::c_long,
+            identity.groups.as_ptr(),
+        ))?;
+        check(libc::syscall(
+            libc::SYS_setresgid,
+            identity.gid,
+            identity.gid,
+            identity.gid,
+        ))?;
+        check(libc::syscall(
+            libc::SYS_setresuid,
+            identity.uid,
+            identity.uid,
+            identity.uid,
+        ))
+    }
+}
+
+/// Runs `work` with the privileges of `identity`, on a thread that has no others
+/// and ends with it; on the agent's own when there is nothing to change.
+///
+/// # Errors
+/// When the thread cannot start or take the identity, and those of `work`.
+pub async fn run_as<T: Send + 'static>(
+    identity: Option<Identity>,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let agent_uid = nix::unistd::geteuid().as_raw();
+    let identity = identity.filter(|identity| identity.uid != agent_uid);
+    std::thread::Builder::new()
+        .name("as-user".to_owned())
+        .stack_size(128 * 1024)
+        .spawn(move || {
+            let result = match identity {
+                None => work(),
+                Some(identity) => become_identity(&identity).and_then(|()| work()),
+            };
+            let _ = sender.send(result);
+        })?;
+    receiver
+        .await
+        .unwrap_or_else(|_| Err(io::Error::other("the helper thread ended early")))
+}

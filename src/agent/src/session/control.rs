@@ -16,7 +16,6 @@ const SIGNAL_QUEUE: usize = 16;
 pub struct Control {
     size: watch::Sender<Size>,
     signals: mpsc::Sender<Sig>,
-    closed: CancellationToken,
 }
 
 /// The session's end.
@@ -30,17 +29,12 @@ pub struct Events {
     pub closed: CancellationToken,
 }
 
-/// A pair of ends.
-pub fn control() -> (Control, Events) {
+/// A pair of ends; `closed` is cancelled by the client's CHANNEL_CLOSE.
+pub fn control(closed: CancellationToken) -> (Control, Events) {
     let (size, size_events) = watch::channel(Size::default());
     let (signals, signal_events) = mpsc::channel(SIGNAL_QUEUE);
-    let closed = CancellationToken::new();
     (
-        Control {
-            size,
-            signals,
-            closed: closed.clone(),
-        },
+        Control { size, signals },
         Events {
             size: size_events,
             signals: signal_events,
@@ -58,10 +52,5 @@ impl Control {
     /// The client sends a signal.
     pub fn signal(&self, signal: Sig) {
         let _ = self.signals.try_send(signal);
-    }
-
-    /// The client has closed the channel.
-    pub fn close(&self) {
-        self.closed.cancel();
     }
 }

@@ -67,11 +67,11 @@ pub async fn run(
     reader: ChannelReadHalf,
     writer: &ChannelWriteHalf<Msg>,
     mut events: Events,
-    setup: Setup,
+    mut setup: Setup,
     program: Program,
 ) {
     let input_ended = setup.input_ended;
-    let (child, streams) = match start(connection, setup, program) {
+    let (child, streams) = match start(connection, &mut setup, program) {
         Ok(started) => started,
         Err(problem) => {
             let text = format!("vendetta: {problem}\n");
@@ -107,16 +107,24 @@ pub async fn run(
 
 fn start(
     connection: &Connection,
-    setup: Setup,
+    setup: &mut Setup,
     program: Program,
 ) -> Result<(Child, Streams), String> {
     let Setup {
         variables,
         terminal,
-        input_ended: _,
+        agent,
+        display,
+        ..
     } = setup;
     let mut session = Vec::new();
-    let streams = match terminal {
+    if let Some(socket) = connection.agent_socket.get().filter(|_| *agent) {
+        session.push(("SSH_AUTH_SOCK", socket.into()));
+    }
+    if let Some(display) = display {
+        session.extend(display.variables.iter().cloned());
+    }
+    let streams = match terminal.take() {
         None => pipes(),
         Some((
             term,
@@ -132,7 +140,7 @@ fn start(
         }
     };
     let (stdio, streams) = streams.map_err(|error| format!("cannot make pipes: {error}"))?;
-    let launch = program::launch(connection, &variables, session, program, stdio)
+    let launch = program::launch(connection, variables, session, program, stdio)
         .map_err(|unavailable| unavailable.to_string())?;
     let name = launch.program.clone();
     let child = connection.agent.reaper.spawn(launch).map_err(|error| {

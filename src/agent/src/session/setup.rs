@@ -7,6 +7,7 @@ use russh::{ChannelId, ChannelMsg, ChannelReadHalf};
 use super::pty::{self, Opened, Size};
 use crate::connection::Connection;
 use crate::environment::ClientVariables;
+use crate::forward::x11::{self, Display};
 
 /// What a client asked for before it started a process.
 #[derive(Debug, Default)]
@@ -15,6 +16,10 @@ pub struct Setup {
     pub variables: ClientVariables,
     /// Its terminal: type, and our pseudo-terminal.
     pub terminal: Option<(String, Opened)>,
+    /// It wants its ssh-agent reached from here.
+    pub agent: bool,
+    /// Its display.
+    pub display: Option<Display>,
     /// It sent EOF already.
     pub input_ended: bool,
 }
@@ -98,14 +103,36 @@ pub async fn receive(
                 }
                 continue;
             }
-            ChannelMsg::RequestX11 { want_reply, .. } => (want_reply, false),
+            ChannelMsg::RequestX11 {
+                want_reply,
+                single_connection,
+                x11_authentication_protocol,
+                x11_authentication_cookie,
+                x11_screen_number,
+            } => {
+                let request = x11::Request {
+                    single: single_connection,
+                    protocol: x11_authentication_protocol,
+                    cookie: x11_authentication_cookie,
+                    screen: x11_screen_number,
+                };
+                match x11::serve(connection, request).await {
+                    Ok(display) => setup.display = Some(display),
+                    Err(error) => tracing::warn!("cannot forward X11: {error}"),
+                }
+                (want_reply, setup.display.is_some())
+            }
+            // The handler has answered it.
+            ChannelMsg::AgentForward { .. } => {
+                setup.agent = true;
+                continue;
+            }
             ChannelMsg::Eof => {
                 setup.input_ended = true;
                 continue;
             }
             ChannelMsg::Close => return None,
-            // Data before a program has nowhere to go; sizes and signals come
-            // through Control; the handler has answered auth-agent-req.
+            // Data before a program has nowhere to go; sizes and signals come through Control.
             _ => continue,
         };
         reply(connection, id, want_reply, accepted).await;

@@ -1,0 +1,140 @@
+//! direct-tcpip and direct-streamlocal@openssh.com: dialling inside the environment.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use russh::server::{ChannelOpenHandle, Msg};
+use russh::{Channel, ChannelOpenFailure};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use super::splice;
+use crate::connection::Connection;
+use crate::process::{Identity, run_as};
+
+/// How long a name may take to resolve.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long one address may take to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// SSH_OPEN_CONNECT_FAILED (RFC 4254 section 5.1).
+const CONNECT_FAILED: u32 = 2;
+
+/// Dials `host`:`port` and splices it to the channel, or refuses with the reason.
+pub async fn direct_tcpip(
+    connection: Arc<Connection>,
+    channel: Channel<Msg>,
+    host: String,
+    port: u32,
+    reply: ChannelOpenHandle,
+) {
+    match dial_tcp(&connection, &host, port).await {
+        Ok(stream) => {
+            let _ = stream.set_nodelay(true);
+            let closed = connection.closed_token(channel.id());
+            reply.accept().await;
+            splice::tcp(&connection, stream, channel, closed).await;
+        }
+        Err(error) => refuse(reply, &format!("{host}:{port}"), &error).await,
+    }
+}
+
+/// Dials the unix socket `path` as the user and splices it to the channel, or
+/// refuses with the reason.
+pub async fn direct_streamlocal(
+    connection: Arc<Connection>,
+    channel: Channel<Msg>,
+    path: String,
+    reply: ChannelOpenHandle,
+) {
+    match dial_unix(&connection, Path::new(&path)).await {
+        Ok(stream) => {
+            let closed = connection.closed_token(channel.id());
+            reply.accept().await;
+            splice::unix(&connection, stream, channel, closed).await;
+        }
+        Err(error) => refuse(reply, &path, &error).await,
+    }
+}
+
+async fn refuse(reply: ChannelOpenHandle, target: &str, error: &io::Error) {
+    let reason = format!("connect to {target}: {}", describe(error));
+    reply
+        .reject(ChannelOpenFailure::Other {
+            code: CONNECT_FAILED,
+            reason,
+        })
+        .await;
+}
+
+/// The text of an error as strerror(3) has it.
+fn describe(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => Errno::from_raw(number).desc().to_owned(),
+        None => error.to_string(),
+    }
+}
+
+async fn dial_tcp(connection: &Connection, host: &str, port: u32) -> io::Result<TcpStream> {
+    let port = u16::try_from(port)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no such port"))?;
+    let addresses = timeout(RESOLVE_TIMEOUT, connection.agent.resolver.addresses(host))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the name servers do not answer"))??;
+    let mut result = Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        "the name has no address",
+    ));
+    for address in addresses {
+        let attempt = timeout(
+            CONNECT_TIMEOUT,
+            TcpStream::connect(SocketAddr::new(address, port)),
+        );
+        result = attempt
+            .await
+            .unwrap_or_else(|_| Err(io::Error::from_raw_os_error(Errno::ETIMEDOUT as i32)));
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+async fn dial_unix(connection: &Connection, path: &Path) -> io::Result<UnixStream> {
+    let path: PathBuf = connection.user.home.join(path);
+    let work = move || {
+        let stream = std::os::unix::net::UnixStream::connect(path)?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    let dialled = timeout(
+        CONNECT_TIMEOUT,
+        run_as(Identity::of(&connection.user), work),
+    )
+    .await
+    .unwrap_or_else(|_| Err(io::Error::from_raw_os_error(Errno::ETIMEDOUT as i32)))?;
+    UnixStream::from_std(dialled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_read_as_in_every_other_program() {
+        assert_eq!(
+            describe(&io::Error::from_raw_os_error(111)),
+            "Connection refused"
+        );
+        assert_eq!(
+            describe(&io::Error::other("name not known")),
+            "name not known"
+        );
+    }
+}
