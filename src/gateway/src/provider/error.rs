@@ -42,6 +42,14 @@ pub enum ProviderError {
         /// What to do, where there is something.
         remedy: Option<String>,
     },
+    /// The engine says that what was asked for is wrong.
+    #[error("{operation}: {problem}")]
+    Refused {
+        /// What was tried.
+        operation: &'static str,
+        /// What the engine said.
+        problem: String,
+    },
     /// There is no such environment.
     #[error("there is no environment of this workspace; bring it up first")]
     NoEnvironment,
@@ -62,7 +70,7 @@ impl ProviderError {
             Self::NoImage { image, .. } => Some(format!(
                 "check the name, or bring the image to the node: docker pull {image}"
             )),
-            Self::NoEnvironment | Self::Cancelled | Self::Node(_) => None,
+            Self::Refused { .. } | Self::NoEnvironment | Self::Cancelled | Self::Node(_) => None,
         }
     }
 }

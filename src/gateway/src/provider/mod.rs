@@ -27,6 +27,7 @@ pub use error::ProviderError;
 pub use host::Host;
 pub use image::{ImageReference, InvalidImage};
 
+use crate::node::NodeTransport;
 use crate::workspace::{Found, ProgressSink, WorkspaceId};
 
 /// What one environment is to be.
@@ -181,6 +182,12 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
     async fn changes(
         &self,
     ) -> Result<BoxStream<'static, Result<WorkspaceId, ProviderError>>, ProviderError>;
+}
+
+/// Where the agent's config and socket of a workspace are on a node.
+#[must_use]
+pub fn run_dir(node: &dyn NodeTransport, id: &WorkspaceId) -> PathBuf {
+    node.state_dir().join("w").join(id.as_str())
 }
 
 /// The providers of a node.

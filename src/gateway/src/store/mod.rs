@@ -14,6 +14,7 @@ mod schema;
 mod workspaces;
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -50,6 +51,10 @@ impl Store {
         make_private(path)?;
         let mut connection = schema::open(path)?;
         let gateway_id = schema::gateway_id(&mut connection)?;
+        // For people and scripts, who ask an engine for what carries it.
+        let copy = path.with_file_name("id");
+        write_private(&copy, &format!("{gateway_id}\n"))
+            .map_err(|source| StoreError::Io { path: copy, source })?;
         let people = People::load(&connection)?;
         Ok(Self(Arc::new(Inner {
             connection: Mutex::new(connection),
@@ -140,6 +145,16 @@ fn make_private(path: &Path) -> Result<(), StoreError> {
         .open(path)
         .map_err(io)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(io)
+}
+
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 /// Users, workspaces and the reserved name share one name space (an SSH login

@@ -3,6 +3,12 @@
 use std::fmt;
 
 use serde::Serialize;
+use vendetta_sshio::keys::KeyError;
+
+use crate::agent::install::InstallError;
+use crate::node::NodeError;
+use crate::provider::ProviderError;
+use crate::store::StoreError;
 
 /// What sort of failure it is; decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -90,3 +96,64 @@ impl fmt::Display for WorkspaceError {
 }
 
 impl std::error::Error for WorkspaceError {}
+
+/// What a failure of the layers below means to somebody who uses a workspace.
+pub(super) trait Explain {
+    /// As a failure of `context`.
+    fn explain(self, context: &str) -> WorkspaceError;
+}
+
+impl Explain for ProviderError {
+    fn explain(self, context: &str) -> WorkspaceError {
+        let kind = match &self {
+            Self::Unavailable { .. } | Self::Engine { .. } | Self::Node(_) => {
+                ErrorKind::Unavailable
+            }
+            Self::NoImage { .. } => ErrorKind::NotFound,
+            Self::Refused { .. } => ErrorKind::Usage,
+            Self::NoEnvironment | Self::Cancelled => ErrorKind::Conflict,
+        };
+        let remedy = self.remedy();
+        WorkspaceError {
+            remedy,
+            ..WorkspaceError::new(kind, context, self.to_string())
+        }
+    }
+}
+
+impl Explain for InstallError {
+    fn explain(self, context: &str) -> WorkspaceError {
+        let problem = self.to_string();
+        match self {
+            Self::Node(_) => WorkspaceError::new(ErrorKind::Unavailable, context, problem),
+            Self::NoPayload { .. } | Self::Read { .. } => {
+                WorkspaceError::new(ErrorKind::Internal, context, problem).with_remedy(
+                    "put vendetta-agent beside the gateway, or set agent_dir in its config",
+                )
+            }
+        }
+    }
+}
+
+impl Explain for NodeError {
+    fn explain(self, context: &str) -> WorkspaceError {
+        WorkspaceError::new(ErrorKind::Unavailable, context, self.to_string())
+    }
+}
+
+impl Explain for StoreError {
+    fn explain(self, context: &str) -> WorkspaceError {
+        let kind = match self.exit_code() {
+            3 => ErrorKind::NotFound,
+            4 => ErrorKind::Conflict,
+            _ => ErrorKind::Internal,
+        };
+        WorkspaceError::new(kind, context, self.to_string())
+    }
+}
+
+impl Explain for KeyError {
+    fn explain(self, context: &str) -> WorkspaceError {
+        WorkspaceError::new(ErrorKind::Internal, context, self.to_string())
+    }
+}

@@ -4,6 +4,8 @@
 //! only writer of that workspace's row, container and files. [`Workspaces`] is
 //! what the rest of the gateway sees.
 
+mod actor;
+mod entry;
 mod error;
 mod id;
 mod manager;
@@ -11,6 +13,8 @@ mod operation;
 mod spec;
 mod state;
 mod status;
+mod supervise;
+mod work;
 
 pub use error::{ErrorKind, WorkspaceError};
 pub use id::WorkspaceId;
@@ -18,6 +22,6 @@ pub use manager::{
     Agent, AgentTarget, Endpoint, LogOptions, LogStream, Settings, WorkspaceRef, Workspaces,
 };
 pub use operation::{Operation, Progress, ProgressSink, Step};
-pub use spec::{Overrides, Spec};
+pub use spec::{Overrides, Spec, WORKSPACE_DIR};
 pub use state::{Desired, Found, Phase, Record};
 pub use status::{Failure, WorkspaceStatus};

@@ -1,7 +1,5 @@
 //! From what a project says and what the command line says to what is run.
 
-use std::path::PathBuf;
-
 use vendetta_proto::spec::{AutoUp, ProjectConfig, ProviderKind, Remote};
 use vendetta_proto::{NodeName, WorkspaceName};
 
@@ -42,15 +40,9 @@ pub struct Spec {
     pub config: ProjectConfig,
 }
 
-/// The working directory of sessions, where a provider can place it freely;
-/// its content survives a rebuild.
+/// The working directory of sessions where a provider can place it freely. It
+/// is on a disk that survives a rebuild.
 pub const WORKSPACE_DIR: &str = "/workspace";
-
-/// Names under which the agent and its files are mounted in an environment.
-#[must_use]
-pub fn mounted(name: &str) -> PathBuf {
-    PathBuf::from("/.vendetta").join(name)
-}
 
 fn refuse(problem: impl Into<String>) -> WorkspaceError {
     WorkspaceError::new(ErrorKind::Usage, "config", problem)

@@ -278,6 +278,16 @@ impl Machine {
         }
     }
 
+    /// The same, failed: an effect could not be carried out, and what was
+    /// under way is not.
+    #[must_use]
+    pub fn failed(self) -> Self {
+        Self {
+            life: Life::Failed { resume: false },
+            ..self
+        }
+    }
+
     /// What follows from an event.
     #[must_use]
     pub fn step(self, event: Event) -> (Self, Vec<Effect>) {

@@ -1,0 +1,174 @@
+//! What a workspace is in the engine: a container, a volume, and their labels.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum, HealthConfig, HostConfig,
+    HostConfigLogConfig, Mount, MountType, RestartPolicy, RestartPolicyNameEnum,
+    VolumeCreateRequest,
+};
+
+use super::super::{Environment, ImageReference};
+use crate::workspace::{WORKSPACE_DIR, WorkspaceId};
+
+/// Label: id of the workspace.
+pub(super) const WORKSPACE: &str = "vendetta.workspace";
+/// Label: id of the gateway.
+pub(super) const GATEWAY: &str = "vendetta.gateway";
+/// Label: [`Environment::generation`].
+const GENERATION: &str = "vendetta.generation";
+/// Label: the image's own user.
+const USER: &str = "vendetta.user";
+
+/// Where the agent's executable is in a container.
+const AGENT: &str = "/.vendetta/agent";
+/// Where the agent's config and socket are in a container.
+pub(super) const RUN: &str = "/.vendetta/run";
+
+/// A filter for everything with a label.
+pub(super) fn labelled(label: &str, value: &str) -> HashMap<String, Vec<String>> {
+    HashMap::from([("label".to_owned(), vec![format!("{label}={value}")])])
+}
+
+/// Which workspace a set of labels belongs to.
+pub(super) fn workspace_of(labels: &HashMap<String, String>) -> Option<WorkspaceId> {
+    WorkspaceId::parse(labels.get(WORKSPACE)?)
+}
+
+/// A container of ours, as the engine lists it.
+#[derive(Debug, Clone)]
+pub(super) struct Container {
+    /// The engine's id.
+    pub id: String,
+    pub generation: Option<u64>,
+    pub running: bool,
+    /// The image's own user; none: root.
+    pub user: Option<String>,
+}
+
+impl Container {
+    pub(super) fn from_summary(summary: ContainerSummary) -> Option<Self> {
+        use ContainerSummaryStateEnum as State;
+        let labels = summary.labels.unwrap_or_default();
+        let running = matches!(
+            summary.state,
+            Some(State::RUNNING | State::PAUSED | State::RESTARTING)
+        );
+        Some(Self {
+            id: summary.id?,
+            generation: labels.get(GENERATION).and_then(|text| text.parse().ok()),
+            running,
+            user: labels.get(USER).filter(|user| !user.is_empty()).cloned(),
+        })
+    }
+}
+
+/// Name of a workspace's container: for people; we find it by its labels.
+pub(super) fn container_name(environment: &Environment) -> String {
+    format!("vendetta-{}-{}", environment.name, environment.id)
+}
+
+/// Name of a workspace's volume.
+pub(super) fn volume_name(id: &WorkspaceId) -> String {
+    format!("vendetta-{id}")
+}
+
+fn labels(id: &WorkspaceId, gateway: &str) -> HashMap<String, String> {
+    HashMap::from([
+        (WORKSPACE.to_owned(), id.to_string()),
+        (GATEWAY.to_owned(), gateway.to_owned()),
+    ])
+}
+
+pub(super) fn volume(id: &WorkspaceId, gateway: &str) -> VolumeCreateRequest {
+    VolumeCreateRequest {
+        name: Some(volume_name(id)),
+        labels: Some(labels(id, gateway)),
+        ..VolumeCreateRequest::default()
+    }
+}
+
+/// The container: the agent as PID 1, root in it whatever the image says, so
+/// that it can become the user of each session.
+pub(super) fn body(
+    environment: &Environment,
+    gateway: &str,
+    image: &ImageReference,
+    image_user: &str,
+) -> ContainerCreateBody {
+    let mut labels = labels(&environment.id, gateway);
+    labels.insert(GENERATION.to_owned(), environment.generation.to_string());
+    labels.insert(USER.to_owned(), image_user.to_owned());
+    let config = &environment.config;
+    let bind = |source: &std::path::Path, target: &str, read_only| Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.display().to_string()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        ..Mount::default()
+    };
+    let disk = Mount {
+        typ: Some(MountType::VOLUME),
+        source: Some(volume_name(&environment.id)),
+        target: Some(WORKSPACE_DIR.to_owned()),
+        ..Mount::default()
+    };
+    let nano_cpus = config.resources.cpu.map(|cores| {
+        // Checked to lie between 0.01 and 4096.
+        #[allow(clippy::cast_possible_truncation)]
+        let nano = (cores * 1e9).round() as i64;
+        nano
+    });
+    let memory = config
+        .resources
+        .memory
+        .map(|size| i64::try_from(size.as_bytes()).unwrap_or(i64::MAX));
+    ContainerCreateBody {
+        image: Some(image.to_string()),
+        hostname: Some(environment.name.to_string()),
+        user: Some("0:0".to_owned()),
+        working_dir: Some("/".to_owned()),
+        entrypoint: Some(
+            [AGENT, "serve", "--config", &format!("{RUN}/agent.json")]
+                .map(str::to_owned)
+                .to_vec(),
+        ),
+        env: Some(
+            config
+                .env
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect(),
+        ),
+        labels: Some(labels),
+        stop_signal: Some("SIGTERM".to_owned()),
+        // The image's own check is of the program that the image would run.
+        healthcheck: Some(HealthConfig {
+            test: Some(vec!["NONE".to_owned()]),
+            ..HealthConfig::default()
+        }),
+        host_config: Some(HostConfig {
+            mounts: Some(vec![
+                bind(&environment.agent, AGENT, true),
+                bind(&environment.run_dir, RUN, false),
+                disk,
+            ]),
+            nano_cpus,
+            memory,
+            // What runs after a reboot is for the gateway to say.
+            restart_policy: Some(RestartPolicy {
+                name: Some(RestartPolicyNameEnum::NO),
+                maximum_retry_count: None,
+            }),
+            log_config: Some(HostConfigLogConfig {
+                typ: Some("json-file".to_owned()),
+                config: Some(HashMap::from([
+                    ("max-size".to_owned(), "10m".to_owned()),
+                    ("max-file".to_owned(), "2".to_owned()),
+                ])),
+            }),
+            ..HostConfig::default()
+        }),
+        ..ContainerCreateBody::default()
+    }
+}

@@ -1,0 +1,411 @@
+//! Containers of a Docker engine.
+//!
+//! The agent is bind-mounted into the container and is its PID 1, so an image
+//! needs nothing of ours. Its socket is in a directory that the node and the
+//! container share. `/workspace` is a named volume, which a rebuild keeps.
+//! Containers and volumes are found by their labels, never by name.
+
+mod container;
+mod engine;
+mod pull;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::errors::Error;
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
+    ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveVolumeOptionsBuilder, StopContainerOptionsBuilder,
+};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use tokio_util::task::TaskTracker;
+use vendetta_proto::spec::ProviderKind;
+
+use super::{
+    Context, Endpoint, Environment, Exit, ImageReference, LogOptions, LogStream, Placement,
+    Provider, ProviderError, run_dir,
+};
+use crate::node::NodeTransport;
+use crate::workspace::{Found, WORKSPACE_DIR, WorkspaceId};
+use container::{Container, GATEWAY, RUN, WORKSPACE, labelled, workspace_of};
+use engine::{Engine, is_absent, is_conflict};
+
+/// How long the engine may take to remove a container that it is removing already.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long one that is replaced may take to end.
+const REPLACE_GRACE: Duration = Duration::from_secs(10);
+
+/// Lines of its log that tell how a container ended.
+const LAST_LINES: u32 = 20;
+
+/// A Docker engine on a node.
+#[derive(Debug)]
+pub struct Docker {
+    engine: Engine,
+    gateway_id: String,
+}
+
+impl Docker {
+    /// The engine that listens at `socket` of `node`, for the gateway of this id.
+    #[must_use]
+    pub fn new(
+        node: Arc<dyn NodeTransport>,
+        socket: PathBuf,
+        gateway_id: String,
+        tracker: TaskTracker,
+    ) -> Self {
+        Self {
+            engine: Engine::new(node, socket, tracker),
+            gateway_id,
+        }
+    }
+
+    /// Containers of ours with a label.
+    async fn containers(&self, label: &str, value: &str) -> Result<Vec<Container>, ProviderError> {
+        let found = self.summaries(label, value).await?;
+        Ok(found
+            .into_iter()
+            .filter_map(Container::from_summary)
+            .collect())
+    }
+
+    async fn summaries(
+        &self,
+        label: &str,
+        value: &str,
+    ) -> Result<Vec<bollard::models::ContainerSummary>, ProviderError> {
+        let mut filters = labelled(label, value);
+        if let Some(labels) = filters.get_mut("label") {
+            labels.push(format!("{GATEWAY}={}", self.gateway_id));
+        }
+        let options = ListContainersOptionsBuilder::default()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let client = self.engine.client().await?;
+        client
+            .list_containers(Some(options))
+            .await
+            .map_err(|error| self.engine.failed("list containers", error))
+    }
+
+    async fn of(&self, id: &WorkspaceId) -> Result<Vec<Container>, ProviderError> {
+        self.containers(WORKSPACE, id.as_str()).await
+    }
+
+    /// The one container of a workspace.
+    async fn only(&self, id: &WorkspaceId) -> Result<Container, ProviderError> {
+        let mut found = self.of(id).await?;
+        found.sort_by_key(|container| container.generation);
+        found.pop().ok_or(ProviderError::NoEnvironment)
+    }
+
+    async fn remove(&self, container: &Container) -> Result<(), ProviderError> {
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true);
+        let client = self.engine.patient(REMOVAL_LIMIT).await?;
+        match client
+            .remove_container(&container.id, Some(options.build()))
+            .await
+        {
+            Ok(()) => Ok(()),
+            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) => Err(self.engine.failed("remove container", error)),
+        }
+    }
+
+    /// Removes all containers of a workspace but those that `keep` names, and
+    /// waits for removals that somebody else began.
+    async fn remove_all(
+        &self,
+        id: &WorkspaceId,
+        keep: impl Fn(&Container) -> bool,
+    ) -> Result<(), ProviderError> {
+        let deadline = tokio::time::Instant::now() + REMOVAL_LIMIT;
+        loop {
+            let mut found = self.of(id).await?;
+            found.retain(|container| !keep(container));
+            if found.is_empty() {
+                return Ok(());
+            }
+            for container in &found {
+                match self.remove(container).await {
+                    Ok(()) => {}
+                    Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
+                    Err(error) => {
+                        tracing::debug!(%id, %error, "removing a container");
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn make(
+        &self,
+        environment: &Environment,
+        image: &ImageReference,
+        image_user: &str,
+    ) -> Result<(), ProviderError> {
+        let client = self.engine.client().await?;
+        client
+            .create_volume(container::volume(&environment.id, &self.gateway_id))
+            .await
+            .map_err(|error| self.engine.failed("create volume", error))?;
+        let name = container::container_name(environment);
+        let options = CreateContainerOptionsBuilder::default().name(&name).build();
+        let body = container::body(environment, &self.gateway_id, image, image_user);
+        match client.create_container(Some(options), body).await {
+            Ok(_) => Ok(()),
+            // Made by a call that we gave up waiting for.
+            Err(error) if is_conflict(&error) && !self.of(&environment.id).await?.is_empty() => {
+                Ok(())
+            }
+            Err(error) => Err(self.engine.failed(engine::CREATE, error)),
+        }
+    }
+
+    async fn volumes(
+        &self,
+        label: &str,
+        value: &str,
+    ) -> Result<Vec<bollard::models::Volume>, ProviderError> {
+        let options = ListVolumesOptionsBuilder::default()
+            .filters(&labelled(label, value))
+            .build();
+        let client = self.engine.client().await?;
+        let found = client
+            .list_volumes(Some(options))
+            .await
+            .map_err(|error| self.engine.failed("list volumes", error))?;
+        let ours =
+            |volume: &bollard::models::Volume| volume.labels.get(GATEWAY) == Some(&self.gateway_id);
+        Ok(found
+            .volumes
+            .unwrap_or_default()
+            .into_iter()
+            .filter(ours)
+            .collect())
+    }
+}
+
+#[async_trait]
+impl Provider for Docker {
+    fn kind(&self) -> ProviderKind {
+        ProviderKind::Docker
+    }
+
+    async fn probe(&self) -> Result<String, ProviderError> {
+        let client = self.engine.client().await?;
+        let version = client
+            .version()
+            .await
+            .map_err(|error| self.engine.failed("ask its version", error))?;
+        Ok(format!(
+            "Docker {}, API {}",
+            version.version.unwrap_or_default(),
+            client.client_version()
+        ))
+    }
+
+    async fn create(
+        &self,
+        environment: &Environment,
+        context: &Context,
+    ) -> Result<Placement, ProviderError> {
+        let wanted = |c: &Container| c.generation == Some(environment.generation);
+        let there = self.of(&environment.id).await?;
+        let container = match there.iter().find(|container| wanted(container)) {
+            Some(container) => container.clone(),
+            None => {
+                let image = environment
+                    .config
+                    .docker
+                    .as_ref()
+                    .map(|docker| docker.image.as_str());
+                let image = ImageReference::parse(image.unwrap_or_default()).map_err(|error| {
+                    ProviderError::Refused {
+                        operation: "read docker.image",
+                        problem: error.to_string(),
+                    }
+                })?;
+                // First the image: what cannot be replaced is not removed.
+                let user = pull::ensure_image(&self.engine, &image, context).await?;
+                let step = context.progress.step("create container");
+                let made = async {
+                    self.stop(&environment.id, REPLACE_GRACE).await?;
+                    self.remove_all(&environment.id, wanted).await?;
+                    self.make(environment, &image, &user).await?;
+                    self.only(&environment.id).await
+                };
+                step.end(made.await)?
+            }
+        };
+        Ok(Placement {
+            listen: PathBuf::from(RUN).join("agent.sock"),
+            endpoint: Endpoint::Unix(environment.run_dir.join("agent.sock")),
+            workdir: PathBuf::from(WORKSPACE_DIR),
+            default_user: container.user,
+        })
+    }
+
+    async fn start(&self, environment: &Environment) -> Result<(), ProviderError> {
+        let container = self.only(&environment.id).await?;
+        let client = self.engine.client().await?;
+        client
+            .start_container(&container.id, None)
+            .await
+            .map_err(|error| self.engine.failed("start container", error))
+    }
+
+    async fn exited(&self, id: &WorkspaceId) -> Result<Exit, ProviderError> {
+        let container = self.only(id).await?;
+        let client = self.engine.client().await?;
+        let mut wait = std::pin::pin!(client.wait_container(&container.id, None));
+        let status = match wait.next().await {
+            Some(Ok(response)) => Some(response.status_code),
+            Some(Err(Error::DockerContainerWaitError { code, .. })) => Some(code),
+            Some(Err(error)) if is_absent(&error) => None,
+            Some(Err(error)) => return Err(self.engine.failed("wait for container", error)),
+            None => None,
+        };
+        let options = LogOptions {
+            follow: false,
+            tail: Some(LAST_LINES),
+        };
+        let log = match self.logs(id, options).await {
+            Ok(stream) => stream
+                .try_collect::<Vec<_>>()
+                .await
+                .unwrap_or_default()
+                .concat(),
+            Err(_) => Vec::new(),
+        };
+        Ok(Exit {
+            status,
+            log: String::from_utf8_lossy(&log).trim_end().to_owned(),
+        })
+    }
+
+    async fn stop(&self, id: &WorkspaceId, grace: Duration) -> Result<(), ProviderError> {
+        let client = self.engine.patient(grace + Duration::from_secs(60)).await?;
+        let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
+        for container in self
+            .of(id)
+            .await?
+            .iter()
+            .filter(|container| container.running)
+        {
+            let options = StopContainerOptionsBuilder::default().t(seconds).build();
+            match client.stop_container(&container.id, Some(options)).await {
+                Ok(()) => {}
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(self.engine.failed("stop container", error)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn destroy(&self, id: &WorkspaceId) -> Result<(), ProviderError> {
+        self.remove_all(id, |_| false).await?;
+        let client = self.engine.client().await?;
+        for volume in self.volumes(WORKSPACE, id.as_str()).await? {
+            let options = RemoveVolumeOptionsBuilder::default().force(true).build();
+            match client.remove_volume(&volume.name, Some(options)).await {
+                Ok(()) => {}
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(self.engine.failed("remove volume", error)),
+            }
+        }
+        let node = self.engine.node();
+        Ok(node.remove_tree(&run_dir(node.as_ref(), id)).await?)
+    }
+
+    async fn inspect(&self, id: &WorkspaceId) -> Result<Found, ProviderError> {
+        let found = self.of(id).await?;
+        Ok(if found.iter().any(|container| container.running) {
+            Found::Running
+        } else if found.is_empty() {
+            Found::Absent
+        } else {
+            Found::Stopped
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<WorkspaceId>, ProviderError> {
+        let containers = self.summaries(GATEWAY, &self.gateway_id).await?;
+        let volumes = self.volumes(GATEWAY, &self.gateway_id).await?;
+        let labels = containers
+            .into_iter()
+            .filter_map(|container| container.labels)
+            .chain(volumes.into_iter().map(|volume| volume.labels));
+        let mut found: Vec<_> = labels.filter_map(|labels| workspace_of(&labels)).collect();
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    async fn logs(
+        &self,
+        id: &WorkspaceId,
+        options: LogOptions,
+    ) -> Result<LogStream, ProviderError> {
+        let container = self.only(id).await?;
+        let tail = options
+            .tail
+            .map_or_else(|| "all".to_owned(), |lines| lines.to_string());
+        let query = LogsOptionsBuilder::default()
+            .stdout(true)
+            .stderr(true)
+            .follow(options.follow)
+            .tail(&tail)
+            .build();
+        let client = self.engine.client().await?;
+        let node = self.engine.node().name().clone();
+        let lines = client.logs(&container.id, Some(query)).map(move |line| {
+            line.map(bollard::container::LogOutput::into_bytes)
+                .map_err(|error| ProviderError::Engine {
+                    provider: ProviderKind::Docker,
+                    node: node.clone(),
+                    operation: "read log",
+                    problem: error.to_string(),
+                    remedy: None,
+                })
+        });
+        Ok(lines.boxed())
+    }
+
+    async fn changes(
+        &self,
+    ) -> Result<BoxStream<'static, Result<WorkspaceId, ProviderError>>, ProviderError> {
+        let mut filters = labelled(GATEWAY, &self.gateway_id);
+        filters.insert("type".to_owned(), vec!["container".to_owned()]);
+        filters.insert(
+            "event".to_owned(),
+            ["start", "die", "destroy"].map(str::to_owned).to_vec(),
+        );
+        let options = EventsOptionsBuilder::default().filters(&filters).build();
+        let client = self.engine.client().await?.clone();
+        let node = self.engine.node().name().clone();
+        let events = client.events(Some(options)).filter_map(move |event| {
+            let found = match event {
+                Ok(event) => event
+                    .actor
+                    .and_then(|actor| workspace_of(&actor.attributes?))
+                    .map(Ok),
+                Err(error) => Some(Err(ProviderError::Unavailable {
+                    provider: ProviderKind::Docker,
+                    node: node.clone(),
+                    problem: format!("its events ended: {error}"),
+                    remedy: None,
+                })),
+            };
+            std::future::ready(found)
+        });
+        Ok(events.boxed())
+    }
+}

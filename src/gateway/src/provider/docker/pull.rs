@@ -1,0 +1,194 @@
+//! Images: one that the engine has is used as it is, without asking a
+//! registry; another one is pulled.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bollard::errors::Error;
+use bollard::models::CreateImageInfo;
+use bollard::query_parameters::CreateImageOptionsBuilder;
+use futures::StreamExt;
+
+use super::super::{Context, ImageReference, ProviderError};
+use super::engine::{Engine, is_absent};
+
+/// Longest silence of a pull.
+const PULL_LIMIT: Duration = Duration::from_secs(300);
+
+/// Sees that the engine has the image; returns the image's own user.
+pub(super) async fn ensure_image(
+    engine: &Engine,
+    image: &ImageReference,
+    context: &Context,
+) -> Result<String, ProviderError> {
+    if let Some(user) = user_of(engine, image).await? {
+        return Ok(user);
+    }
+    let step = context.progress.step(format!("pull image {image}"));
+    let pulled = tokio::select! {
+        pulled = pull(engine, image, &step) => pulled,
+        () = context.cancel.cancelled() => Err(ProviderError::Cancelled),
+    };
+    step.end(pulled)?;
+    user_of(engine, image)
+        .await?
+        .ok_or_else(|| absent(image, "the engine does not have it after pulling it"))
+}
+
+/// The user that an image names, less its group; none when the engine does not
+/// have the image.
+async fn user_of(engine: &Engine, image: &ImageReference) -> Result<Option<String>, ProviderError> {
+    match engine
+        .client()
+        .await?
+        .inspect_image(&image.to_string())
+        .await
+    {
+        Ok(inspected) => {
+            let user = inspected.config.and_then(|config| config.user);
+            let user = user.unwrap_or_default();
+            Ok(Some(user.split(':').next().unwrap_or_default().to_owned()))
+        }
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(engine.failed("inspect image", error)),
+    }
+}
+
+async fn pull(
+    engine: &Engine,
+    image: &ImageReference,
+    step: &crate::workspace::Step,
+) -> Result<(), ProviderError> {
+    let client = engine.patient(PULL_LIMIT).await?;
+    let options = CreateImageOptionsBuilder::default()
+        .from_image(&image.to_string())
+        .build();
+    let mut reports = std::pin::pin!(client.create_image(Some(options), None, None));
+    let mut layers = Layers::default();
+    loop {
+        let Ok(report) = tokio::time::timeout(PULL_LIMIT, reports.next()).await else {
+            return Err(absent(image, "the registry sends nothing any more"));
+        };
+        match report {
+            None => return Ok(()),
+            Some(Ok(report)) => {
+                if let Some((done, total)) = layers.take(report) {
+                    step.transfer(done, total);
+                }
+            }
+            Some(Err(error)) => return Err(pull_failed(engine, image, error)),
+        }
+    }
+}
+
+/// What the engine says when the registry answers that it has no such image.
+const ABSENT: [&str; 4] = ["not found", "manifest unknown", "denied", "does not exist"];
+
+/// A registry that has no such image is one thing; one that the engine cannot
+/// ask, or an engine that cannot be asked itself, is another.
+fn pull_failed(engine: &Engine, image: &ImageReference, error: Error) -> ProviderError {
+    let said = match &error {
+        Error::DockerResponseServerError { message, .. } => message,
+        Error::DockerStreamError { error } => error,
+        _ => "",
+    };
+    if ABSENT.iter().any(|words| said.contains(words)) {
+        return absent(image, said);
+    }
+    match engine.failed("pull image", error) {
+        ProviderError::Engine {
+            provider,
+            node,
+            operation,
+            problem,
+            remedy: None,
+        } => {
+            let remedy = Some(format!(
+                "bring the image to the node: docker pull {image}, or docker load"
+            ));
+            ProviderError::Engine {
+                provider,
+                node,
+                operation,
+                problem,
+                remedy,
+            }
+        }
+        other => other,
+    }
+}
+
+fn absent(image: &ImageReference, problem: &str) -> ProviderError {
+    ProviderError::NoImage {
+        image: image.to_string(),
+        problem: format!("not on the node, and not to be had: {}", problem.trim()),
+    }
+}
+
+/// Bytes of each layer of an image on its way.
+#[derive(Debug, Default)]
+struct Layers(HashMap<String, (u64, Option<u64>)>);
+
+impl Layers {
+    /// Counts a report in; returns the bytes of all layers, and of how many when known.
+    fn take(&mut self, report: CreateImageInfo) -> Option<(u64, Option<u64>)> {
+        let (layer, status) = (report.id?, report.status?);
+        let detail = report.progress_detail.unwrap_or_default();
+        let count = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
+        let entry = self.0.entry(layer).or_default();
+        match status.as_str() {
+            "Downloading" => *entry = (count(detail.current)?, count(detail.total)),
+            "Download complete" | "Pull complete" => entry.0 = entry.1.unwrap_or(entry.0),
+            _ => return None,
+        }
+        let done = self.0.values().map(|(done, _)| done).sum();
+        let total = self
+            .0
+            .values()
+            .filter(|(done, total)| *done > 0 || total.is_some())
+            .map(|(_, total)| *total)
+            .sum();
+        Some((done, total))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bollard::models::ProgressDetail;
+
+    fn report(layer: &str, status: &str, current: i64, total: i64) -> CreateImageInfo {
+        CreateImageInfo {
+            id: Some(layer.to_owned()),
+            status: Some(status.to_owned()),
+            progress_detail: Some(ProgressDetail {
+                current: Some(current),
+                total: Some(total),
+            }),
+            ..CreateImageInfo::default()
+        }
+    }
+
+    #[test]
+    fn bytes_of_all_layers_are_added_up() {
+        let mut layers = Layers::default();
+        assert_eq!(
+            layers.take(report("22.04", "Pulling from library/ubuntu", 0, 0)),
+            None
+        );
+        assert_eq!(
+            layers.take(report("a", "Downloading", 10, 100)),
+            Some((10, Some(100)))
+        );
+        assert_eq!(
+            layers.take(report("b", "Downloading", 5, 50)),
+            Some((15, Some(150)))
+        );
+        assert_eq!(
+            layers.take(report("a", "Download complete", 0, 0)),
+            Some((105, Some(150)))
+        );
+        assert_eq!(layers.take(report("a", "Extracting", 1, 100)), None);
+        assert_eq!(layers.take(report("b", "Downloading", -5, 50)), None);
+    }
+}

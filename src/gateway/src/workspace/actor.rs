@@ -1,0 +1,384 @@
+//! The task of a workspace: the only one that steps its machine, writes its
+//! row, and works on its environment.
+//!
+//! It takes one message at a time. Work runs beside it, so that a request for
+//! something else can cut the work off. An operation belongs to the latest
+//! request and ends when the machine rests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::entry::{Entry, Message, Snapshot};
+use super::error::Explain;
+use super::manager::{AgentTarget, Services};
+use super::state::{Desired, Effect, Event, Found, Machine, Outcome, Phase, Record, Request, Work};
+use super::{ErrorKind, Failure, Operation, ProgressSink, WorkspaceError, work};
+use crate::provider::Context;
+
+/// How long the engine may take to say what it has of a workspace.
+const LOOK_LIMIT: Duration = Duration::from_secs(15);
+
+/// What a work came to: the agent, where it brought one.
+type Result = std::result::Result<Option<AgentTarget>, WorkspaceError>;
+
+/// Work under way.
+struct UnderWay {
+    cancel: CancellationToken,
+    task: AbortOnDropHandle<Result>,
+}
+
+pub(super) struct Actor {
+    services: Arc<Services>,
+    entry: Arc<Entry>,
+    inbox: mpsc::Receiver<Message>,
+    machine: Machine,
+    under_way: Option<UnderWay>,
+    /// Where the work under way, and what follows from it, is reported.
+    sink: Option<ProgressSink>,
+    target: Option<Arc<AgentTarget>>,
+    failure: Option<Failure>,
+    note: Option<String>,
+}
+
+impl Actor {
+    pub(super) fn new(
+        services: Arc<Services>,
+        entry: Arc<Entry>,
+        inbox: mpsc::Receiver<Message>,
+    ) -> Self {
+        Self {
+            services,
+            entry,
+            inbox,
+            machine: Machine::new(),
+            under_way: None,
+            sink: None,
+            target: None,
+            failure: None,
+            note: None,
+        }
+    }
+
+    /// Runs until the workspace is destroyed or the gateway ends. `stored` is
+    /// the record of a workspace that was there before this gateway was.
+    pub(super) async fn run(mut self, stored: Option<Record>) {
+        let shutdown = self.services.cancel.clone();
+        // Cut off anywhere, at the latest by the next start: that is what
+        // the saved record is for.
+        let _ = shutdown.run_until_cancelled(self.live(stored)).await;
+        self.part();
+    }
+
+    async fn live(&mut self, stored: Option<Record>) {
+        if let Some(record) = stored {
+            self.recover(record).await;
+        }
+        while self.machine.phase() != Phase::Destroyed {
+            let ended = async {
+                match &mut self.under_way {
+                    Some(under_way) => {
+                        let result = (&mut under_way.task).await;
+                        (result, under_way.cancel.is_cancelled())
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                (result, cancelled) = ended => {
+                    self.under_way = None;
+                    let result = result.unwrap_or_else(|error| Err(self.internal(&error)));
+                    self.ended(result, cancelled).await;
+                }
+                message = self.inbox.recv() => match message {
+                    Some(Message::Ask(request, reply)) => {
+                        let operation = self.asked(request).await;
+                        // Who asked may be gone; what they asked for is not.
+                        let _ = reply.send(operation);
+                    }
+                    Some(Message::Look) => self.look().await,
+                    None => return,
+                }
+            }
+        }
+    }
+
+    async fn recover(&mut self, record: Record) {
+        let found = match self.inspect().await {
+            Ok(found) => Some(found),
+            Err(error) => {
+                self.failure = Some(failure("look at the environment", &error));
+                None
+            }
+        };
+        tracing::info!(workspace = %self.entry.reference.name, ?record, ?found, "taking up");
+        let (machine, effects) = Machine::recovered(record, found);
+        self.take(machine, effects).await;
+    }
+
+    async fn look(&mut self) {
+        if self.machine.work().is_some() {
+            return;
+        }
+        let found = match self.inspect().await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(workspace = %self.entry.reference.name, %error, "looking");
+                return;
+            }
+        };
+        let before = self.machine.phase();
+        let (machine, effects) = self.machine.step(Event::Found(found));
+        if before == Phase::Running && machine.phase() == Phase::Stopped {
+            self.note = Some(self.how_it_ended(found).await);
+        }
+        self.take(machine, effects).await;
+    }
+
+    async fn inspect(&self) -> std::result::Result<Found, WorkspaceError> {
+        let about = self.entry.context();
+        let (_, provider) = self.services.of(&self.entry.spec)?;
+        let found = provider.inspect(&self.entry.reference.id);
+        match tokio::time::timeout(LOOK_LIMIT, found).await {
+            Ok(found) => found.map_err(|error| error.explain(&about)),
+            Err(_) => Err(WorkspaceError::new(
+                ErrorKind::Unavailable,
+                about,
+                "its engine does not answer",
+            )),
+        }
+    }
+
+    /// For one that ended by itself.
+    async fn how_it_ended(&self, found: Found) -> String {
+        if found == Found::Absent {
+            return "its environment was removed by somebody else".to_owned();
+        }
+        let exit = async {
+            let (_, provider) = self.services.of(&self.entry.spec).ok()?;
+            provider.exited(&self.entry.reference.id).await.ok()
+        };
+        match tokio::time::timeout(LOOK_LIMIT, exit).await {
+            Ok(Some(exit)) => format!("it ended by itself: {}", work::how_it_ended(&exit)),
+            _ => "it ended by itself".to_owned(),
+        }
+    }
+
+    async fn asked(&mut self, request: Request) -> Operation {
+        let before = self.machine;
+        let (machine, effects) = before.step(Event::Asked(request));
+        if before.record().desired == Desired::Destroyed && request != Request::Destroy {
+            let gone = WorkspaceError::not_found(self.entry.reference.name.as_str());
+            return Operation::ended(Err(gone), None);
+        }
+        let joins = before.work().is_some() && machine.record() == before.record();
+        if let (true, Some(sink)) = (joins, &self.sink) {
+            return sink.watch();
+        }
+        let sink = ProgressSink::new();
+        let operation = sink.watch();
+        let superseded = self.sink.replace(sink.clone());
+        if let Err(error) = self.carry_out(machine, effects).await {
+            // Nothing was saved, so nothing changes.
+            self.sink = superseded;
+            sink.end(Err(error));
+            return operation;
+        }
+        if let Some(superseded) = superseded {
+            superseded.end(Err(self.superseded_by(request)));
+        }
+        if self.machine.work().is_none() {
+            sink.message(word(request), format!("already {}", self.machine.phase()));
+            self.sink = None;
+            sink.end(Ok(()));
+        }
+        operation
+    }
+
+    fn superseded_by(&self, request: Request) -> WorkspaceError {
+        WorkspaceError::new(
+            ErrorKind::Conflict,
+            self.entry.context(),
+            format!("given up, since {} was asked for meanwhile", word(request)),
+        )
+    }
+
+    async fn ended(&mut self, result: Result, cancelled: bool) {
+        let outcome = match &result {
+            Ok(_) => Outcome::Done,
+            Err(_) if cancelled => Outcome::Cancelled,
+            Err(_) => Outcome::Failed,
+        };
+        let (machine, effects) = self.machine.step(Event::Ended(outcome));
+        match &result {
+            Ok(target) => self.target = target.clone().map(Arc::new),
+            Err(error) if outcome == Outcome::Failed => {
+                tracing::warn!(workspace = %self.entry.reference.name, work = ?self.machine.work(), %error, "work failed");
+                self.failure = Some(failure(self.doing(), error));
+            }
+            Err(_) => {}
+        }
+        self.take(machine, effects).await;
+        if self.machine.work().is_none()
+            && let Some(sink) = self.sink.take()
+        {
+            sink.end(match self.machine.phase() {
+                Phase::Failed => Err(result.err().unwrap_or_else(|| self.not_saved())),
+                _ => Ok(()),
+            });
+        }
+    }
+
+    /// Goes on to `machine`. When that cannot be saved, the workspace has failed.
+    async fn take(&mut self, machine: Machine, effects: Vec<Effect>) {
+        if effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Begin(_)))
+        {
+            self.sink.get_or_insert_default();
+        }
+        if let Err(error) = self.carry_out(machine, effects).await {
+            tracing::error!(workspace = %self.entry.reference.name, %error, "not saved");
+            self.failure = Some(failure("save", &error));
+            self.machine = self.machine.failed();
+            self.publish();
+        }
+    }
+
+    /// Carries the effects out, in order, and goes on to `machine`; or, when
+    /// one fails, does neither.
+    async fn carry_out(
+        &mut self,
+        machine: Machine,
+        effects: Vec<Effect>,
+    ) -> std::result::Result<(), WorkspaceError> {
+        let about = self.entry.context();
+        let entry = Arc::clone(&self.entry);
+        let id = &entry.reference.id;
+        for effect in effects {
+            match effect {
+                Effect::Save(record) => {
+                    let saved = self.services.store.save_record(id, record).await;
+                    saved.map_err(|error| error.explain(&about))?;
+                }
+                Effect::Forget => {
+                    let forgotten = self.services.store.forget_workspace(id).await;
+                    forgotten.map_err(|error| error.explain(&about))?;
+                    self.services.forget(&entry);
+                }
+                Effect::Cancel => {
+                    if let Some(under_way) = &self.under_way {
+                        under_way.cancel.cancel();
+                    }
+                }
+                Effect::Begin(work) => self.begin(work),
+            }
+        }
+        self.machine = machine;
+        self.publish();
+        Ok(())
+    }
+
+    fn begin(&mut self, work: Work) {
+        let cancel = self.services.cancel.child_token();
+        let context = Context {
+            progress: self.sink.get_or_insert_default().clone(),
+            cancel: cancel.clone(),
+        };
+        let (services, entry) = (Arc::clone(&self.services), Arc::clone(&self.entry));
+        let task = self.services.tracker.spawn(async move {
+            match work {
+                Work::Start { generation, boot } => {
+                    work::start(&services, &entry, generation, boot, &context)
+                        .await
+                        .map(Some)
+                }
+                Work::Stop => work::stop(&services, &entry, &context).await.map(|()| None),
+                Work::Destroy => work::destroy(&services, &entry, &context)
+                    .await
+                    .map(|()| None),
+            }
+        });
+        self.target = None;
+        self.failure = None;
+        self.note = None;
+        self.under_way = Some(UnderWay {
+            cancel,
+            task: AbortOnDropHandle::new(task),
+        });
+    }
+
+    /// Shows everybody how it is.
+    fn publish(&mut self) {
+        let phase = self.machine.phase();
+        if phase != Phase::Failed {
+            self.failure = None;
+        }
+        if phase != Phase::Running {
+            self.target = None;
+        }
+        let before = self.entry.snapshot();
+        let mut snapshot = Snapshot::new(&self.machine, phase);
+        if before.phase == phase {
+            snapshot.since = before.since;
+        } else {
+            tracing::info!(workspace = %self.entry.reference.name, from = %before.phase, to = %phase, "state");
+        }
+        snapshot.failure.clone_from(&self.failure);
+        snapshot.note.clone_from(&self.note);
+        snapshot.target.clone_from(&self.target);
+        self.entry.publish(snapshot);
+    }
+
+    fn doing(&self) -> &'static str {
+        match self.machine.work() {
+            Some(Work::Start { .. }) => "start",
+            Some(Work::Stop) => "stop",
+            Some(Work::Destroy) => "destroy",
+            None => "nothing",
+        }
+    }
+
+    fn not_saved(&self) -> WorkspaceError {
+        WorkspaceError::new(
+            ErrorKind::Internal,
+            self.entry.context(),
+            "its state could not be saved",
+        )
+    }
+
+    fn internal(&self, error: &dyn std::fmt::Display) -> WorkspaceError {
+        WorkspaceError::new(ErrorKind::Internal, self.entry.context(), error.to_string())
+    }
+
+    /// Tells those who watch that the gateway ends; the work goes on when it is back.
+    fn part(&mut self) {
+        if let Some(sink) = self.sink.take() {
+            sink.end(Err(WorkspaceError::new(
+                ErrorKind::Unavailable,
+                self.entry.context(),
+                "the gateway is stopping; it goes on with this when it is started again",
+            )));
+        }
+    }
+}
+
+fn failure(step: &str, error: &WorkspaceError) -> Failure {
+    Failure {
+        step: step.to_owned(),
+        cause: error.problem.clone(),
+        remedy: error.remedy.clone(),
+    }
+}
+
+fn word(request: Request) -> &'static str {
+    match request {
+        Request::Up => "up",
+        Request::Down => "down",
+        Request::Rebuild => "rebuild",
+        Request::Destroy => "destroy",
+    }
+}

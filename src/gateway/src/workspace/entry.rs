@@ -1,0 +1,126 @@
+//! A workspace as everybody but its actor sees it: what never changes, the
+//! latest snapshot of what does, and the way to ask for something.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use vendetta_sshio::keys::{PrivateKey, PublicKey};
+
+use super::manager::{AgentTarget, WorkspaceRef};
+use super::state::{Machine, Phase, Record, Request};
+use super::{Failure, Operation, Spec, WorkspaceStatus};
+
+/// What an actor is told.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// Somebody asks for something and wants to watch it.
+    Ask(Request, oneshot::Sender<Operation>),
+    /// Something may have happened to the environment: look.
+    Look,
+}
+
+/// What changes, as of the actor's latest step.
+#[derive(Debug, Clone)]
+pub(super) struct Snapshot {
+    pub phase: Phase,
+    pub record: Record,
+    pub since: Timestamp,
+    pub failure: Option<Failure>,
+    pub note: Option<String>,
+    /// Its agent, in phase running.
+    pub target: Option<Arc<AgentTarget>>,
+}
+
+impl Snapshot {
+    pub(super) fn new(machine: &Machine, phase: Phase) -> Self {
+        Self {
+            phase,
+            record: machine.record(),
+            since: Timestamp::now(),
+            failure: None,
+            note: None,
+            target: None,
+        }
+    }
+}
+
+/// A workspace.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub reference: WorkspaceRef,
+    pub spec: Spec,
+    pub created: Timestamp,
+    pub host_key: PrivateKey,
+    pub host_public: PublicKey,
+    pub inbox: mpsc::Sender<Message>,
+    snapshot: RwLock<Snapshot>,
+}
+
+impl Entry {
+    pub(super) fn new(
+        reference: WorkspaceRef,
+        spec: Spec,
+        created: Timestamp,
+        host_key: PrivateKey,
+        inbox: mpsc::Sender<Message>,
+        snapshot: Snapshot,
+    ) -> Self {
+        Self {
+            reference,
+            spec,
+            created,
+            host_public: host_key.public(),
+            host_key,
+            inbox,
+            snapshot: RwLock::new(snapshot),
+        }
+    }
+
+    /// "workspace NAME", for errors.
+    pub(super) fn context(&self) -> String {
+        format!("workspace {}", self.reference.name)
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.snapshot
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Only the actor calls this.
+    pub(super) fn publish(&self, snapshot: Snapshot) {
+        *self
+            .snapshot
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    /// Asks the actor; none when the workspace is gone.
+    pub(super) async fn ask(&self, request: Request) -> Option<Operation> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Message::Ask(request, reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    pub(super) fn status(&self) -> WorkspaceStatus {
+        let snapshot = self.snapshot();
+        WorkspaceStatus {
+            name: self.reference.name.clone(),
+            id: self.reference.id.clone(),
+            owner: self.reference.owner.clone(),
+            provider: self.spec.provider,
+            node: self.spec.node.clone(),
+            image: self.spec.image().map(str::to_owned),
+            state: snapshot.phase,
+            desired: snapshot.record.desired,
+            auto_up: self.spec.auto_up,
+            created: self.created,
+            since: snapshot.since,
+            failure: snapshot.failure,
+            note: snapshot.note,
+            inactive: self.spec.inactive(),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Watches what an engine does by itself, and removes what belongs to no
+//! workspace.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::entry::Message;
+use super::manager::Services;
+use crate::provider::{Provider, ProviderError};
+
+/// Everything is looked at so often, whatever the engine reports.
+const SWEEP: Duration = Duration::from_secs(300);
+
+/// Longest pause before an engine that does not answer is asked again.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// Runs until the gateway ends.
+pub(super) async fn supervise(services: Arc<Services>, provider: Arc<dyn Provider>) {
+    let shutdown = services.cancel.clone();
+    let _ = shutdown
+        .run_until_cancelled(async {
+            let mut pause = Duration::from_secs(1);
+            loop {
+                let watched = watch(&services, provider.as_ref(), &mut pause).await;
+                if let Err(error) = watched {
+                    tracing::debug!(provider = %provider.kind(), %error, "watching");
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(MAX_PAUSE);
+            }
+        })
+        .await;
+}
+
+/// Watches until the engine goes away.
+async fn watch(
+    services: &Services,
+    provider: &dyn Provider,
+    pause: &mut Duration,
+) -> Result<(), ProviderError> {
+    let mut changes = provider.changes().await?;
+    let mut sweeps = interval(SWEEP);
+    sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            // The first tick is at once: what happened before the watch began is seen too.
+            _ = sweeps.tick() => {
+                sweep(services, provider).await?;
+                *pause = Duration::from_secs(1);
+            }
+            change = changes.next() => match change {
+                Some(id) => services.look(&id?).await,
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+/// Removes what is left of no workspace, and has every workspace looked at.
+async fn sweep(services: &Services, provider: &dyn Provider) -> Result<(), ProviderError> {
+    // In this order: a row is there before, and gone after, anything it stands for.
+    let found = provider.list().await?;
+    for id in found {
+        if services.by_id(&id).is_some() {
+            continue;
+        }
+        tracing::warn!(%id, provider = %provider.kind(), "removing what is left of no workspace");
+        if let Err(error) = provider.destroy(&id).await {
+            tracing::warn!(%id, %error, "removing");
+        }
+    }
+    for entry in services.entries() {
+        if entry.spec.provider == provider.kind() {
+            // One that is too busy to be told has something better to do.
+            let _ = entry.inbox.try_send(Message::Look);
+        }
+    }
+    Ok(())
+}
