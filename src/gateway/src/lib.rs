@@ -7,6 +7,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod first_admin;
 pub mod node;
 pub mod provider;
 pub mod ssh;

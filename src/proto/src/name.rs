@@ -127,6 +127,14 @@ name!(
     "Name of a user of the gateway; shares one name space with workspaces."
 );
 
+impl UserName {
+    /// The first admin's name where the operator's own does not serve.
+    #[must_use]
+    pub fn admin() -> Self {
+        Self("admin".to_owned())
+    }
+}
+
 impl NodeName {
     /// The gateway's own machine, reached without SSH.
     pub const LOCAL: &str = "local";

@@ -2,3 +2,4 @@
 //! SSH connections to them.
 
 pub mod install;
+pub mod pool;

@@ -1,1 +1,45 @@
-//! (being built)
+//! The SSH side of the gateway: who connects, where their login name leads,
+//! and the bridge between their channels and an environment's.
+//!
+//! [`listener`] accepts and limits, [`handler`] receives russh's callbacks and
+//! holds no policy, [`auth`] turns a verified key into a principal, [`route`]
+//! reads the login name, [`environment`] is a connection's link to the agent,
+//! [`session`] runs control commands, [`attach`] joins one to a workspace.
+
+pub mod attach;
+pub mod auth;
+pub mod environment;
+pub mod forward;
+pub mod handler;
+pub mod listener;
+pub mod restrict;
+pub mod route;
+pub mod server_config;
+pub mod session;
+
+use std::sync::Arc;
+
+use tokio_util::task::TaskTracker;
+
+use crate::agent::pool::Pool;
+use crate::control::Control;
+use crate::store::Store;
+use crate::workspace::Workspaces;
+
+/// What every connection uses.
+pub struct Services {
+    /// Users, keys, audit.
+    pub store: Store,
+    /// Workspaces.
+    pub workspaces: Workspaces,
+    /// Connections to agents.
+    pub pool: Pool,
+    /// Control commands.
+    pub control: Arc<Control>,
+    /// Keys and certificates to principals.
+    pub authenticator: auth::Authenticator,
+    /// Channels one connection may have open at once.
+    pub channels_per_connection: usize,
+    /// Every task of every connection.
+    pub tasks: TaskTracker,
+}

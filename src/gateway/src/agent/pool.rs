@@ -1,0 +1,452 @@
+//! SSH connections to the agents of running workspaces, some of them made
+//! ahead of need, so that a client does not wait for a second handshake.
+//!
+//! Each client connection takes one agent connection and keeps it to its end.
+//! What a workspace keeps ready grows with misses and shrinks when nobody came
+//! for a while:
+//!
+//! ```text
+//!   take: ready one left ──▶ hand it out, refill in the background
+//!         none left      ──▶ connect now, want one more ready (up to MAX_READY)
+//!   every IDLE: want one fewer ready; a workspace nobody came to for FORGET wants none
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use russh::client::{self, Handle};
+use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::{Channel, client::ChannelOpenHandle};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vendetta_sshio::keys::{PrivateKey, PublicKey};
+use vendetta_sshio::read_ahead::ReadAhead;
+use vendetta_sshio::transport;
+
+use crate::node::NodeError;
+use crate::workspace::{AgentTarget, Endpoint, WorkspaceId};
+
+/// Most connections kept ready for one workspace.
+const MAX_READY: usize = 4;
+/// How long a workspace goes without clients before one connection fewer is kept.
+const IDLE: Duration = Duration::from_secs(20);
+/// How long a workspace goes without clients before none is kept.
+const FORGET: Duration = Duration::from_secs(600);
+/// Limit of one handshake with an agent.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Channels an environment may have opened that the client has not answered yet.
+const PENDING_OPENS: usize = 64;
+
+/// Why there is no connection to an agent.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The node could not reach the agent's socket.
+    #[error("reaching the agent of workspace {workspace}: {source}")]
+    Unreachable {
+        /// The workspace.
+        workspace: String,
+        /// The cause.
+        source: NodeError,
+    },
+    /// The handshake failed.
+    #[error("handshake with the agent of workspace {workspace}: {source}")]
+    Handshake {
+        /// The workspace.
+        workspace: String,
+        /// The cause.
+        source: russh::Error,
+    },
+    /// The agent refused the gateway's key or the user.
+    #[error("the environment of workspace {workspace} has no user {user:?}")]
+    NoUser {
+        /// The workspace.
+        workspace: String,
+        /// The user asked for.
+        user: String,
+    },
+    /// Nothing came in time.
+    #[error("the agent of workspace {workspace} did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    TimedOut {
+        /// The workspace.
+        workspace: String,
+    },
+}
+
+/// A channel that an environment asks to open towards the client.
+pub struct EnvironmentOpen {
+    /// What it is.
+    pub kind: OpenKind,
+    /// The environment's side of it.
+    pub channel: Channel<client::Msg>,
+    /// To accept or reject it; dropping rejects.
+    pub reply: ChannelOpenHandle,
+}
+
+/// The kinds of channel that an environment opens (RFC 4254 sections 6.3.2 and
+/// 7.2, OpenSSH PROTOCOL sections 2.4 and PROTOCOL.agent).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpenKind {
+    /// "forwarded-tcpip".
+    ForwardedTcpIp {
+        /// Address the connection was accepted on, as the client asked for it.
+        connected: (String, u32),
+        /// Address and port it came from.
+        originator: (String, u32),
+    },
+    /// "forwarded-streamlocal@openssh.com" with the socket's path.
+    ForwardedStreamLocal(String),
+    /// "auth-agent@openssh.com".
+    Agent,
+    /// "x11" with the address and port it came from.
+    X11(String, u32),
+}
+
+/// A connection to an agent, authenticated as one user of the environment.
+pub struct AgentConnection {
+    /// The SSH client.
+    pub handle: Handle<AgentHandler>,
+    /// Channels that the environment opens.
+    pub opens: mpsc::Receiver<EnvironmentOpen>,
+}
+
+/// The russh callbacks of a connection to an agent.
+pub struct AgentHandler {
+    host_key: PublicKey,
+    opens: mpsc::Sender<EnvironmentOpen>,
+}
+
+impl AgentHandler {
+    /// Hands an open to the client's connection; when that is behind with
+    /// answering, the drop of `reply` refuses it.
+    fn offer(&self, kind: OpenKind, channel: Channel<client::Msg>, reply: ChannelOpenHandle) {
+        let _ = self.opens.try_send(EnvironmentOpen {
+            kind,
+            channel,
+            reply,
+        });
+    }
+}
+
+impl client::Handler for AgentHandler {
+    type Error = russh::Error;
+
+    async fn check_server_key(
+        &mut self,
+        key: &PublicKeyOrCertificate,
+    ) -> Result<bool, russh::Error> {
+        Ok(match key {
+            PublicKeyOrCertificate::PublicKey { key, .. } => {
+                PublicKey::from(key.clone()) == self.host_key
+            }
+            PublicKeyOrCertificate::Certificate(_) => false,
+        })
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        channel: Channel<client::Msg>,
+        connected_address: &str,
+        connected_port: u32,
+        originator_address: &str,
+        originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        let kind = OpenKind::ForwardedTcpIp {
+            connected: (connected_address.to_owned(), connected_port),
+            originator: (originator_address.to_owned(), originator_port),
+        };
+        self.offer(kind, channel, reply);
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        channel: Channel<client::Msg>,
+        socket_path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.offer(
+            OpenKind::ForwardedStreamLocal(socket_path.to_owned()),
+            channel,
+            reply,
+        );
+        Ok(())
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        channel: Channel<client::Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.offer(OpenKind::Agent, channel, reply);
+        Ok(())
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        channel: Channel<client::Msg>,
+        originator_address: &str,
+        originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.offer(
+            OpenKind::X11(originator_address.to_owned(), originator_port),
+            channel,
+            reply,
+        );
+        Ok(())
+    }
+
+    // An agent opens nothing else; the defaults would accept.
+    async fn server_channel_open_session(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _host: &str,
+        _port: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        _reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _path: &str,
+        _reply: ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        Ok(())
+    }
+}
+
+/// The pool; clones share it.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    key: Arc<russh::keys::PrivateKey>,
+    config: Arc<client::Config>,
+    ready: Mutex<HashMap<WorkspaceId, Ready>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+struct Ready {
+    boot: u64,
+    connections: Vec<AgentConnection>,
+    /// Handshakes under way for this entry.
+    filling: usize,
+    /// How many to keep ready.
+    want: usize,
+    last_taken: Instant,
+}
+
+impl Pool {
+    /// A pool that authenticates with `key`; its tasks run in `tasks` until `stop`.
+    #[must_use]
+    pub fn new(key: &PrivateKey, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        let config = client::Config {
+            limits: transport::link_limits(),
+            window_size: transport::LINK_WINDOW,
+            maximum_packet_size: transport::LINK_PACKET,
+            preferred: transport::link_algorithms(),
+            keepalive_interval: Some(Duration::from_secs(15)),
+            keepalive_max: 3,
+            ..client::Config::default()
+        };
+        let pool = Self {
+            shared: Arc::new(Shared {
+                key: Arc::new(key.as_russh().clone()),
+                config: Arc::new(config),
+                ready: Mutex::default(),
+                tasks: tasks.clone(),
+                stop: stop.clone(),
+            }),
+        };
+        let sweeper = pool.clone();
+        tasks.spawn(async move {
+            let mut tick = tokio::time::interval(IDLE);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return sweeper.lock().clear(),
+                    _ = tick.tick() => sweeper.shrink(),
+                }
+            }
+        });
+        pool
+    }
+
+    /// A connection to the agent of `target` as `user`
+    /// ([`vendetta_proto::agent::DEFAULT_USER`] or a user of the environment).
+    ///
+    /// # Errors
+    /// When the agent cannot be reached, does not prove its host key, or has no such user.
+    pub async fn take(
+        &self,
+        target: &AgentTarget,
+        user: &str,
+    ) -> Result<AgentConnection, AgentError> {
+        if user == vendetta_proto::agent::DEFAULT_USER {
+            let connection = self.take_ready(target);
+            self.refill(target);
+            if let Some(connection) = connection {
+                return Ok(connection);
+            }
+        }
+        self.connect(target, user).await
+    }
+
+    /// Makes sure that a connection to `target` is ready or on its way.
+    pub fn warm(&self, target: &AgentTarget) {
+        self.entry(target, |ready| ready.want = ready.want.max(1));
+        self.refill(target);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<WorkspaceId, Ready>> {
+        self.shared
+            .ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entry<T>(&self, target: &AgentTarget, change: impl FnOnce(&mut Ready) -> T) -> T {
+        let mut all = self.lock();
+        let fresh = || Ready {
+            boot: target.boot,
+            connections: Vec::new(),
+            filling: 0,
+            want: 1,
+            last_taken: Instant::now(),
+        };
+        let ready = all.entry(target.id.clone()).or_insert_with(fresh);
+        if ready.boot != target.boot {
+            *ready = fresh();
+        }
+        change(ready)
+    }
+
+    fn take_ready(&self, target: &AgentTarget) -> Option<AgentConnection> {
+        self.entry(target, |ready| {
+            ready.last_taken = Instant::now();
+            ready
+                .connections
+                .retain(|connection| !connection.handle.is_closed());
+            let connection = ready.connections.pop();
+            if connection.is_none() {
+                ready.want = (ready.want + 1).min(MAX_READY);
+            }
+            connection
+        })
+    }
+
+    fn refill(&self, target: &AgentTarget) {
+        let missing = self.entry(target, |ready| {
+            let missing = ready
+                .want
+                .saturating_sub(ready.connections.len() + ready.filling);
+            ready.filling += missing;
+            missing
+        });
+        for _ in 0..missing {
+            let (pool, target) = (self.clone(), target.clone());
+            self.shared.tasks.spawn(async move {
+                let connection = tokio::select! {
+                    () = pool.shared.stop.cancelled() => return,
+                    connection = pool.connect(&target, vendetta_proto::agent::DEFAULT_USER) => connection,
+                };
+                pool.entry(&target, |ready| {
+                    ready.filling = ready.filling.saturating_sub(1);
+                    match connection {
+                        Ok(connection) => ready.connections.push(connection),
+                        // Whoever comes next connects himself and is told why.
+                        Err(error) => tracing::debug!(workspace = %target.workspace, %error, "no connection ahead of need"),
+                    }
+                });
+            });
+        }
+    }
+
+    fn shrink(&self) {
+        self.lock().retain(|_, ready| {
+            let idle = ready.last_taken.elapsed();
+            if idle >= IDLE {
+                ready.want = ready.want.saturating_sub(1).max(usize::from(idle < FORGET));
+                ready.connections.truncate(ready.want);
+            }
+            ready
+                .connections
+                .retain(|connection| !connection.handle.is_closed());
+            ready.want > 0 || ready.filling > 0
+        });
+    }
+
+    async fn connect(
+        &self,
+        target: &AgentTarget,
+        user: &str,
+    ) -> Result<AgentConnection, AgentError> {
+        let workspace = || target.workspace.to_string();
+        let handshake = |source| AgentError::Handshake {
+            workspace: workspace(),
+            source,
+        };
+        let connect = async {
+            let stream = match &target.endpoint {
+                Endpoint::Unix(path) => target.node.open_unix(path).await,
+                Endpoint::Tcp { host, port } => target.node.open_tcp(host, *port).await,
+            }
+            .map_err(|source| AgentError::Unreachable {
+                workspace: workspace(),
+                source,
+            })?;
+            let (sender, opens) = mpsc::channel(PENDING_OPENS);
+            let handler = AgentHandler {
+                host_key: target.host_key.clone(),
+                opens: sender,
+            };
+            let mut handle =
+                client::connect_stream(self.shared.config.clone(), ReadAhead::new(stream), handler)
+                    .await
+                    .map_err(handshake)?;
+            let key = PrivateKeyWithHashAlg::new(self.shared.key.clone(), None);
+            let authenticated = handle
+                .authenticate_publickey(user, key)
+                .await
+                .map_err(handshake)?;
+            if !authenticated.success() {
+                return Err(AgentError::NoUser {
+                    workspace: workspace(),
+                    user: user.to_owned(),
+                });
+            }
+            Ok(AgentConnection { handle, opens })
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, connect)
+            .await
+            .unwrap_or_else(|_| {
+                Err(AgentError::TimedOut {
+                    workspace: workspace(),
+                })
+            })
+    }
+}

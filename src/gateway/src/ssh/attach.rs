@@ -1,0 +1,202 @@
+//! `workspace connect` and `workspace exec` over a control session: the
+//! client's standard streams joined to a session in the environment.
+
+use russh::{ChannelMsg, ChannelWriteHalf, client, server};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
+use vendetta_proto::agent::DEFAULT_USER;
+
+use super::environment::Environment;
+use super::forward;
+use super::handler::Shared;
+use super::session::progress_line;
+use crate::control::{Attach, Caller, Io, TerminalSize};
+
+/// Joins the streams until the environment's session ends; returns the exit code.
+pub async fn run(
+    shared: &Shared,
+    caller: &Caller,
+    session: &ChannelWriteHalf<server::Msg>,
+    attachment: Attach,
+) -> u8 {
+    let Attach {
+        workspace,
+        user,
+        command,
+        mut io,
+    } = attachment;
+    let (environment, connecting) = Environment::new(
+        shared.services.workspaces.clone(),
+        shared.services.pool.clone(),
+        workspace,
+        user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
+    );
+    let task = shared.clone();
+    let mut progress = environment.progress();
+    shared.spawn(async move {
+        if let Some(opens) = connecting.run().await {
+            forward::serve(task, opens).await;
+        }
+    });
+    let link = environment.link();
+    let mut link = std::pin::pin!(link);
+    let link = loop {
+        tokio::select! {
+            biased;
+            link = &mut link => break link,
+            Ok(event) = progress.recv() => {
+                if let Some(line) = progress_line(&event) {
+                    let _ = io.stderr.write_all(line.as_bytes()).await;
+                }
+            }
+        }
+    };
+    let link = match link {
+        Ok(link) => link,
+        Err(error) => return fail(&mut io, &error.message, error.exit_code).await,
+    };
+    let channel = match link.channel_open_session().await {
+        Ok(channel) => channel,
+        Err(error) => {
+            let message = format!("opening a session in the environment: {error}");
+            return fail(&mut io, &message, 5).await;
+        }
+    };
+    let started = async {
+        for (name, value) in &caller.session_env {
+            if name != "TERM" {
+                channel
+                    .set_env(false, name.as_str(), value.as_str())
+                    .await?;
+            }
+        }
+        if let Some(terminal) = &io.terminal {
+            let size = *terminal.borrow();
+            let term = caller
+                .session_env
+                .get("TERM")
+                .map_or("xterm", String::as_str);
+            channel
+                .request_pty(
+                    false,
+                    term,
+                    size.columns.into(),
+                    size.rows.into(),
+                    0,
+                    0,
+                    &[],
+                )
+                .await?;
+        }
+        match command {
+            Some(command) => channel.exec(false, command).await,
+            None => channel.request_shell(false).await,
+        }
+    };
+    if let Err(error) = started.await {
+        return fail(
+            &mut io,
+            &format!("starting a session in the environment: {error}"),
+            5,
+        )
+        .await;
+    }
+    join(channel, io, session).await
+}
+
+async fn fail(io: &mut Io, message: &str, exit_code: u8) -> u8 {
+    let text = format!("vendetta: {}\r\n", message.replace('\n', "\r\nvendetta: "));
+    let _ = io.stderr.write_all(text.as_bytes()).await;
+    let _ = io.stderr.flush().await;
+    exit_code
+}
+
+async fn join(
+    channel: russh::Channel<client::Msg>,
+    io: Io,
+    session: &ChannelWriteHalf<server::Msg>,
+) -> u8 {
+    let (mut read, write) = channel.split();
+    let Io {
+        mut stdin,
+        terminal,
+        ..
+    } = io;
+    let input = async {
+        let mut writer = write.make_writer();
+        let _ = tokio::io::copy(&mut stdin, &mut writer).await;
+        let _ = write.eof().await;
+        std::future::pending::<()>().await;
+    };
+    let resizes = follow(terminal, &write);
+    let output = async {
+        // 255 is ssh's own; a session that ends without a status was cut off.
+        let mut exit_code = 5;
+        while let Some(message) = read.wait().await {
+            let forwarded = match message {
+                ChannelMsg::Data { data } => session.data_bytes(data).await,
+                ChannelMsg::ExtendedData { data, ext } => {
+                    session.extended_data_bytes(ext, data).await
+                }
+                ChannelMsg::ExitStatus { exit_status } => {
+                    exit_code = u8::try_from(exit_status).unwrap_or(u8::MAX);
+                    Ok(())
+                }
+                ChannelMsg::ExitSignal { signal_name, .. } => {
+                    exit_code = 128u8.saturating_add(signal_number(&signal_name));
+                    Ok(())
+                }
+                ChannelMsg::Close => break,
+                _ => Ok(()),
+            };
+            if forwarded.is_err() {
+                break;
+            }
+        }
+        exit_code
+    };
+    tokio::select! {
+        code = output => code,
+        () = input => 5,
+        () = resizes => 5,
+    }
+}
+
+async fn follow(
+    terminal: Option<watch::Receiver<TerminalSize>>,
+    write: &ChannelWriteHalf<client::Msg>,
+) {
+    if let Some(mut terminal) = terminal {
+        while terminal.changed().await.is_ok() {
+            let size = *terminal.borrow_and_update();
+            if write
+                .window_change(size.columns.into(), size.rows.into(), 0, 0)
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+/// The number of a signal on Linux, for the shell's 128+n.
+fn signal_number(signal: &russh::Sig) -> u8 {
+    use russh::Sig;
+    match signal {
+        Sig::HUP => 1,
+        Sig::INT => 2,
+        Sig::QUIT => 3,
+        Sig::ILL => 4,
+        Sig::ABRT => 6,
+        Sig::FPE => 8,
+        Sig::KILL => 9,
+        Sig::USR1 => 10,
+        Sig::SEGV => 11,
+        Sig::PIPE => 13,
+        Sig::ALRM => 14,
+        Sig::TERM => 15,
+        Sig::Custom(_) => 0,
+    }
+}
