@@ -24,5 +24,4 @@ mod handler;
 mod process;
 pub mod server;
 mod session;
-pub mod sftp;
 pub mod users;

@@ -2,16 +2,40 @@
 //! subsystem name, a line at the prompt or a script on stdin, and through the
 //! local CLI.
 
+pub mod command;
+mod complete;
+pub mod create;
+mod editor;
+mod failure;
+mod history;
 mod io;
+pub mod key;
+mod lifecycle;
+mod progress;
+mod prompt;
+mod status;
+mod text;
+pub mod user;
+mod words;
+pub mod workspace;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use std::time::Instant;
+
+use serde_json::json;
+use vendetta_proto::WorkspaceName;
+
 use crate::access::{Authorized, Principal};
 use crate::config::Config;
-use crate::store::Store;
+use crate::store::{AuditEvent, Store};
 use crate::workspace::{WorkspaceRef, Workspaces};
+use command::{CommandLine, Done, Session};
+use io::Console;
+use prompt::Next;
+use words::Parsed;
 
 pub use io::{Io, TerminalSize};
 
@@ -26,6 +50,10 @@ pub struct Caller {
 
 /// How a session on the control plane ends.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each session, and it is moved twice"
+)]
 pub enum Outcome {
     /// With this exit status: 0, 2 usage, 3 not found or not yours, 4 conflict,
     /// 5 node or engine unavailable, 70 internal, 130 watching stopped by Ctrl-C.
@@ -54,6 +82,7 @@ pub struct Control {
     store: Store,
     workspaces: Workspaces,
     bound: SocketAddr,
+    started: Instant,
 }
 
 impl Control {
@@ -65,47 +94,90 @@ impl Control {
             store,
             workspaces,
             bound,
+            started: Instant::now(),
         }
     }
 
     /// Runs one command line: an exec request's, or a subsystem's name.
     /// Dropping the future stops watching, not the work.
     pub async fn run(&self, caller: &Caller, line: &[u8], io: Io) -> Outcome {
-        let _ = (
-            caller,
-            line,
-            io,
-            &self.config,
-            &self.store,
-            &self.workspaces,
-            self.bound,
-        );
-        Outcome::Exit(70)
+        let mut console = Console::new(io, &caller.session_env);
+        match self.run_line(caller, line, &mut console, false).await {
+            Next::Line(code) => Outcome::Exit(code),
+            Next::Attach(done) => match done.attach(console.into_io()) {
+                Some(attach) => Outcome::Attach(attach),
+                None => Outcome::Exit(0),
+            },
+        }
     }
 
     /// Runs lines until the client leaves: an interactive prompt when it has a
     /// terminal, else a script on stdin.
     pub async fn shell(&self, caller: &Caller, io: Io) -> Outcome {
-        let _ = (caller, io);
-        Outcome::Exit(70)
+        prompt::run(self, caller, io).await
     }
 
     /// Whether the first word of `line` names a command of the tree.
     #[must_use]
     pub fn is_command(line: &[u8]) -> bool {
-        const COMMANDS: [&[u8]; 8] = [
-            b"workspace",
-            b"user",
-            b"key",
-            b"status",
-            b"version",
-            b"whoami",
-            b"help",
-            b"completion",
-        ];
-        let word = line
-            .split(u8::is_ascii_whitespace)
-            .find(|word| !word.is_empty());
-        word.is_some_and(|word| COMMANDS.contains(&word))
+        words::is_command(line)
+    }
+
+    async fn run_line(
+        &self,
+        caller: &Caller,
+        line: &[u8],
+        console: &mut Console,
+        scripted: bool,
+    ) -> Next {
+        let words = match words::split(line) {
+            Ok(words) => words,
+            Err(failure) => {
+                failure.tell(console, false).await;
+                return Next::Line(failure.exit_code());
+            }
+        };
+        self.store.audit(AuditEvent {
+            user: Some(caller.principal.user.clone()),
+            event: "command",
+            detail: json!({ "line": words::for_audit(&words), "key": caller.principal.key_fingerprint }),
+        });
+        let CommandLine { json, command } = match words::parse(words, console) {
+            Parsed::Command(command) => command,
+            Parsed::Help(text) => {
+                let _ = console.out(&text).await;
+                return Next::Line(0);
+            }
+            Parsed::Usage(text) => {
+                let _ = console.err(&text).await;
+                return Next::Line(2);
+            }
+        };
+        let mut session = Session {
+            control: self,
+            caller,
+            console,
+            json,
+            scripted,
+        };
+        match command.run(&mut session).await {
+            Ok(Done::Ok) => Next::Line(0),
+            Ok(attach @ Done::Attach { .. }) => Next::Attach(attach),
+            Err(failure) => {
+                failure.tell(console, json).await;
+                Next::Line(failure.exit_code())
+            }
+        }
+    }
+
+    /// The command that opens a shell in a workspace, for people to copy.
+    fn connect_command(&self, workspace: &WorkspaceName) -> String {
+        match self.config.address(self.bound) {
+            (host, 22) => format!("ssh {workspace}@{host}"),
+            (host, port) => format!("ssh {workspace}@{host} -p {port}"),
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

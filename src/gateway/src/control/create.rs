@@ -1,0 +1,181 @@
+//! `workspace create`.
+
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use serde_json::json;
+use vendetta_proto::WorkspaceName;
+use vendetta_proto::spec::{AutoUp, ProjectConfig, ProviderKind};
+use vendetta_proto::value::ByteSize;
+
+use super::command::{Done, Session};
+use super::failure::Failure;
+use super::lifecycle::{self, Change};
+use super::progress::result_line;
+use super::text::printable;
+use super::workspace::find;
+use crate::access::Action;
+use crate::config::project;
+use crate::workspace::Overrides;
+
+/// Flags of `workspace create`; each wins over the project config.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Create a workspace from flags, a project config, or both; flags win.\n\n\
+        Over SSH the project config comes on stdin, asked for by \"--config -\"; without it\n\
+        nothing reads stdin. The local command \"vendetta\" also takes a path, and sends\n\
+        .vendetta/config.yaml of the directory it stands in by itself.",
+    after_help = "Examples:\n  ssh vendetta workspace create my-project --image ubuntu:22.04 --up\n  ssh vendetta workspace create my-project --config - < .vendetta/config.yaml\n  vendetta workspace create my-project --cpu 2 --memory 4G --env RUST_LOG=debug"
+)]
+pub struct Create {
+    /// Name of the workspace; omitted: the one in the project config
+    name: Option<WorkspaceName>,
+    /// What runs it
+    #[arg(long, value_parser = provider_parser())]
+    provider: Option<ProviderKind>,
+    /// Image to make it from
+    #[arg(long)]
+    image: Option<String>,
+    /// Node to run it on; the gateway's own machine when omitted
+    #[arg(long, value_name = "NODE")]
+    remote: Option<String>,
+    /// User of sessions and services; the image's own when omitted
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Processors, in cores
+    #[arg(long, value_name = "CORES")]
+    cpu: Option<f64>,
+    /// Memory, such as 512M or 4G
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// Environment variable of every session; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Whether connecting brings it up
+    #[arg(long, value_name = "WHEN", value_parser = auto_up_parser())]
+    auto_up: Option<AutoUp>,
+    /// Project config; "-" reads it from stdin
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    pub(crate) config: Option<String>,
+    /// Bring it up as well
+    #[arg(long)]
+    up: bool,
+}
+
+fn provider_parser() -> impl clap::builder::TypedValueParser<Value = ProviderKind> {
+    use ProviderKind::{Docker, Host, Lxc, Qemu};
+    let kinds = [Docker, Lxc, Qemu, Host];
+    PossibleValuesParser::new(kinds.map(ProviderKind::as_str)).try_map(move |word| {
+        kinds
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+            .ok_or("not a provider")
+    })
+}
+
+fn auto_up_parser() -> impl clap::builder::TypedValueParser<Value = AutoUp> {
+    PossibleValuesParser::new(["true", "false", "always"]).map(|word| match word.as_str() {
+        "always" => AutoUp::Always,
+        "false" => AutoUp::Never,
+        _ => AutoUp::Unless,
+    })
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if is_variable_name(name) => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("use NAME=VALUE, with a NAME of letters, digits and '_' that does not start with a digit".to_owned()),
+    }
+}
+
+/// POSIX.1 Environment Variables, section 8.1.
+fn is_variable_name(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+}
+
+impl Create {
+    pub(super) async fn run(self, session: &mut Session<'_>) -> Result<Done, Failure> {
+        let config = self.read_config(session).await?;
+        let overrides = Overrides {
+            provider: self.provider,
+            remote: self.remote,
+            image: self.image,
+            user: self.user,
+            cpu: self.cpu,
+            memory: self.memory,
+            env: self.env,
+            auto_up: self.auto_up,
+        };
+        let control = session.control;
+        let status = control
+            .workspaces
+            .create(&session.caller.principal, self.name, config, overrides)
+            .await?;
+        for part in &status.inactive {
+            session
+                .note(&format!("note: {}\n", printable(part)))
+                .await?;
+        }
+        let name = status.name.as_str();
+        if self.up {
+            session
+                .note(&format!("Workspace {name} created.\n"))
+                .await?;
+            let workspace = find(session, Action::Operate, name)?;
+            return lifecycle::follow(session, &workspace, Change::Up).await;
+        }
+        if session.json {
+            session
+                .console
+                .out(&result_line("workspace", &status))
+                .await?;
+            return Ok(Done::Ok);
+        }
+        let text = format!(
+            "Workspace {name} created. Bring it up with: ssh vendetta workspace up {name}\n"
+        );
+        session.answer(&text, json!({})).await
+    }
+
+    async fn read_config(&self, session: &mut Session<'_>) -> Result<ProjectConfig, Failure> {
+        let context = "workspace create";
+        match self.config.as_deref() {
+            None => Ok(ProjectConfig::default()),
+            Some("-") => {
+                let text = session
+                    .read_stdin(context, "a project config", project::MAX_SIZE)
+                    .await?;
+                Ok(project::parse(project::PATH, &text)?)
+            }
+            Some(path) => Err(Failure::usage(
+                context,
+                format!(
+                    "{path:?} would be a file of the gateway, which control commands never read"
+                ),
+            )
+            .remedy(
+                "send your own file on stdin: ssh vendetta workspace create … --config - < FILE",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_a_posix_name_and_any_value() {
+        assert_eq!(
+            variable("A_1=b=c d"),
+            Ok(("A_1".to_owned(), "b=c d".to_owned()))
+        );
+        assert_eq!(variable("A="), Ok(("A".to_owned(), String::new())));
+        for wrong in ["A", "=b", "1A=b", "A-B=c", ""] {
+            assert!(variable(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

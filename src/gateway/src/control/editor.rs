@@ -1,0 +1,648 @@
+//! Line editing for a client's terminal: termwiz's editor over the channel's
+//! bytes. (rustyline and reedline read a tty of their own process, which an SSH
+//! channel is not; termwiz asks for a `Terminal`, which this module is.)
+//!
+//! The editor blocks, so it has a thread while a line is edited. The thread
+//! lives on two bounded channels; when the future that reads the line is
+//! dropped, both close and the thread ends.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use termwiz::caps::{Capabilities, ProbeHints};
+use termwiz::cell::{AttributeChange, Intensity};
+use termwiz::input::{InputEvent, InputParser, KeyCode, KeyEvent, Modifiers};
+use termwiz::lineedit::{
+    Action, CompletionCandidate, LineEditor, LineEditorHost, Movement, OutputElement,
+};
+use termwiz::render::RenderTty;
+use termwiz::render::terminfo::TerminfoRenderer;
+use termwiz::surface::Change;
+use termwiz::terminal::{ScreenSize, Terminal, TerminalWaker};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+use super::history::History;
+use super::io::{Console, TerminalSize};
+
+/// How long the rest of an escape sequence may take before ESC stands for itself.
+const ESCAPE_TIME: Duration = Duration::from_millis(50);
+
+/// Bytes the parser may hold without making an event of them: an endless
+/// escape sequence or paste is dropped.
+const MAX_PARTIAL: usize = 16 << 10;
+
+/// Longest line, in bytes; what would make it longer is not inserted.
+const MAX_LINE: usize = 4096;
+
+/// How a line came to its end.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// Enter.
+    Text(String),
+    /// Ctrl-C.
+    Interrupted,
+    /// Ctrl-D on an empty line, or the client is gone.
+    End,
+}
+
+/// What may follow: the words for a place in the line, which begins at a byte of it.
+pub(super) type Complete = Box<dyn Fn(&str) -> (usize, Vec<String>) + Send>;
+
+/// What the editor knows besides the line: history, completion, looks.
+pub(super) struct Assistant {
+    pub(super) history: History,
+    complete: Complete,
+    /// The words the user can choose from, shown below the line.
+    choices: RefCell<Vec<String>>,
+    color: bool,
+}
+
+impl Assistant {
+    pub(super) fn new(history: History, color: bool, complete: Complete) -> Self {
+        Self {
+            history,
+            complete,
+            choices: RefCell::default(),
+            color,
+        }
+    }
+
+    /// For a question, which has neither history nor completion.
+    pub(super) fn none(color: bool) -> Self {
+        Self::new(
+            History::none(),
+            color,
+            Box::new(|line| (line.len(), Vec::new())),
+        )
+    }
+}
+
+/// Reads a line with editing from a client that has a terminal.
+pub(super) async fn read_line(
+    console: &mut Console,
+    prompt: &str,
+    assistant: Assistant,
+) -> io::Result<(Line, Assistant)> {
+    let Some(size) = console.terminal() else {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the client has no terminal",
+        ));
+    };
+    let (input, from_client) = mpsc::channel::<Vec<u8>>(4);
+    let (to_client, mut output) = mpsc::channel::<Vec<u8>>(4);
+    let terminal = ChannelTerminal {
+        input: from_client,
+        output: to_client,
+        bytes: std::mem::take(&mut console.pending).into(),
+        parser: InputParser::new(),
+        partial: 0,
+        events: VecDeque::new(),
+        renderer: TerminfoRenderer::new(capabilities()?),
+        size,
+        runtime: Handle::current(),
+    };
+    let prompt = prompt.to_owned();
+    let editing = tokio::task::spawn_blocking(move || edit(terminal, &prompt, assistant));
+
+    let mut input = Some(input);
+    loop {
+        let fill = async {
+            match &input {
+                Some(input) => {
+                    // Room first: the editor may be waiting for us to take its output.
+                    let Ok(room) = input.reserve().await else {
+                        return std::future::pending().await;
+                    };
+                    let more = console.fill().await.unwrap_or(false);
+                    room.send(std::mem::take(&mut console.pending));
+                    more
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            drawn = output.recv() => match drawn {
+                Some(bytes) => console.draw(&bytes).await?,
+                None => break,
+            },
+            more = fill => if !more {
+                input = None;
+            },
+        }
+    }
+    drop(input);
+    let mut edited = editing.await.map_err(io::Error::other)?;
+    let mut left: Vec<u8> = edited.bytes.into();
+    while let Ok(bytes) = edited.input.try_recv() {
+        left.extend(bytes);
+    }
+    console.pending.splice(..0, left);
+    Ok((edited.line, edited.assistant))
+}
+
+fn capabilities() -> io::Result<Capabilities> {
+    // A name of no terminal, so that neither the server's TERM nor its terminfo
+    // files count: plain ECMA-48, which every terminal of today understands.
+    let hints = ProbeHints::default()
+        .term(Some("none".to_owned()))
+        .mouse_reporting(Some(false));
+    Capabilities::new_with_hints(hints).map_err(io::Error::other)
+}
+
+/// What the editor's thread hands back.
+struct Edited {
+    line: Line,
+    assistant: Assistant,
+    bytes: VecDeque<u8>,
+    input: mpsc::Receiver<Vec<u8>>,
+}
+
+fn edit(mut terminal: ChannelTerminal, prompt: &str, mut assistant: Assistant) -> Edited {
+    let mut editor = LineEditor::new(&mut terminal);
+    editor.set_prompt(prompt);
+    let line = match editor.read_line(&mut assistant) {
+        Ok(Some(line)) => Line::Text(line),
+        Ok(None) => Line::Interrupted,
+        Err(_) => Line::End,
+    };
+    drop(editor);
+    let ChannelTerminal { bytes, input, .. } = terminal;
+    Edited {
+        line,
+        assistant,
+        bytes,
+        input,
+    }
+}
+
+impl LineEditorHost for Assistant {
+    fn render_prompt(&self, prompt: &str) -> Vec<OutputElement> {
+        let text = OutputElement::Text(prompt.to_owned());
+        if self.color {
+            vec![
+                OutputElement::Attribute(AttributeChange::Intensity(Intensity::Bold)),
+                text,
+            ]
+        } else {
+            vec![text]
+        }
+    }
+
+    fn render_preview(&self, _line: &str) -> Vec<OutputElement> {
+        let choices = self.choices.borrow();
+        if choices.is_empty() {
+            Vec::new()
+        } else {
+            vec![OutputElement::Text(choices.join("  "))]
+        }
+    }
+
+    fn history(&mut self) -> &mut dyn termwiz::lineedit::History {
+        &mut self.history
+    }
+
+    fn complete(&self, line: &str, cursor: usize) -> Vec<CompletionCandidate> {
+        let typed = line.get(..cursor).unwrap_or(line);
+        let (start, words) = (self.complete)(typed);
+        let candidate = |text: String| CompletionCandidate {
+            range: start..cursor,
+            text,
+        };
+        match words.as_slice() {
+            [] => Vec::new(),
+            [word] => vec![candidate(format!("{word} "))],
+            several => {
+                let common = common_prefix(several);
+                self.choices.replace(words.clone());
+                if common.len() > cursor.saturating_sub(start) {
+                    vec![candidate(common)]
+                } else {
+                    words.into_iter().map(candidate).collect()
+                }
+            }
+        }
+    }
+
+    fn resolve_action(
+        &mut self,
+        event: &InputEvent,
+        editor: &mut LineEditor<'_>,
+    ) -> Option<Action> {
+        let (key, modifiers) = match event {
+            InputEvent::Key(KeyEvent { key, modifiers }) => (key, modifiers),
+            InputEvent::Paste(text) => {
+                self.choices.borrow_mut().clear();
+                let room = editor.get_line_and_cursor().0.len() + text.len() <= MAX_LINE;
+                return (!room).then_some(Action::NoAction);
+            }
+            _ => return None,
+        };
+        if *key != KeyCode::Tab {
+            self.choices.borrow_mut().clear();
+        }
+        match (*key, *modifiers) {
+            // As in a shell: Ctrl-D leaves only from an empty line.
+            (KeyCode::Char('D'), Modifiers::CTRL) if !editor.get_line_and_cursor().0.is_empty() => {
+                Some(Action::KillAndMove(
+                    Movement::ForwardChar(1),
+                    Movement::None,
+                ))
+            }
+            (KeyCode::Char('U'), Modifiers::CTRL) => Some(Action::Kill(Movement::StartOfLine)),
+            (KeyCode::LeftArrow | KeyCode::ApplicationLeftArrow, Modifiers::CTRL) => {
+                Some(Action::Move(Movement::BackwardWord(1)))
+            }
+            (KeyCode::RightArrow | KeyCode::ApplicationRightArrow, Modifiers::CTRL) => {
+                Some(Action::Move(Movement::ForwardWord(1)))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn common_prefix(words: &[String]) -> String {
+    let mut words = words.iter();
+    let mut common = words.next().cloned().unwrap_or_default();
+    for word in words {
+        let same = common.chars().zip(word.chars()).take_while(|(a, b)| a == b);
+        common.truncate(same.map(|(c, _)| c.len_utf8()).sum());
+    }
+    common
+}
+
+/// A client's terminal as termwiz sees one.
+struct ChannelTerminal {
+    input: mpsc::Receiver<Vec<u8>>,
+    output: mpsc::Sender<Vec<u8>>,
+    /// Received and not looked at; what is left after a line belongs to the next reader.
+    bytes: VecDeque<u8>,
+    parser: InputParser,
+    /// Bytes the parser holds.
+    partial: usize,
+    events: VecDeque<InputEvent>,
+    renderer: TerminfoRenderer,
+    size: watch::Receiver<TerminalSize>,
+    runtime: Handle,
+}
+
+impl ChannelTerminal {
+    /// Takes the text off the front of [`Self::bytes`] up to the next key that
+    /// is not text: what arrives together is drawn once.
+    fn take_text(&mut self) -> Option<String> {
+        let mut text = String::new();
+        while text.len() < MAX_LINE
+            && self
+                .bytes
+                .front()
+                .is_some_and(|&byte| byte >= b' ' && byte != 0x7f)
+            && let Some(character) = self.take_character()
+        {
+            text.push(character);
+        }
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// Takes one whole character off [`Self::bytes`]. Bytes that are no UTF-8
+    /// are dropped: termwiz's parser does not expect them in a paste.
+    fn take_character(&mut self) -> Option<char> {
+        loop {
+            let length = match *self.bytes.front()? {
+                0x00..=0x7f => 1,
+                0xc2..=0xdf => 2,
+                0xe0..=0xef => 3,
+                0xf0..=0xf4 => 4,
+                _ => {
+                    self.bytes.pop_front();
+                    continue;
+                }
+            };
+            if self.bytes.len() < length {
+                return None;
+            }
+            let bytes: Vec<u8> = self.bytes.iter().take(length).copied().collect();
+            match std::str::from_utf8(&bytes)
+                .ok()
+                .and_then(|text| text.chars().next())
+            {
+                Some(character) => {
+                    self.bytes.drain(..length);
+                    return Some(character);
+                }
+                None => {
+                    self.bytes.pop_front();
+                }
+            }
+        }
+    }
+
+    fn parse(&mut self, bytes: &[u8], maybe_more: bool) {
+        let events = &mut self.events;
+        self.parser
+            .parse(bytes, |event| events.push_back(event), maybe_more);
+        self.partial = if events.is_empty() {
+            self.partial + bytes.len()
+        } else {
+            0
+        };
+        if self.partial > MAX_PARTIAL || (self.partial > 0 && !maybe_more) {
+            self.parser = InputParser::new();
+            self.partial = 0;
+        }
+    }
+}
+
+fn gone() -> termwiz::Error {
+    io::Error::from(io::ErrorKind::UnexpectedEof).into()
+}
+
+impl Terminal for ChannelTerminal {
+    fn set_raw_mode(&mut self) -> termwiz::Result<()> {
+        // The client's terminal is raw as long as the session lasts.
+        Ok(())
+    }
+
+    fn set_cooked_mode(&mut self) -> termwiz::Result<()> {
+        Ok(())
+    }
+
+    fn enter_alternate_screen(&mut self) -> termwiz::Result<()> {
+        Ok(())
+    }
+
+    fn exit_alternate_screen(&mut self) -> termwiz::Result<()> {
+        Ok(())
+    }
+
+    fn get_screen_size(&mut self) -> termwiz::Result<ScreenSize> {
+        let TerminalSize { columns, rows } = *self.size.borrow();
+        let or = |size: u16, default| {
+            if size == 0 {
+                default
+            } else {
+                usize::from(size)
+            }
+        };
+        Ok(ScreenSize {
+            cols: or(columns, 80),
+            rows: or(rows, 24),
+            xpixel: 0,
+            ypixel: 0,
+        })
+    }
+
+    fn set_screen_size(&mut self, _size: ScreenSize) -> termwiz::Result<()> {
+        Ok(())
+    }
+
+    fn render(&mut self, changes: &[Change]) -> termwiz::Result<()> {
+        let size = self.get_screen_size()?;
+        let mut screen = Screen {
+            size,
+            drawn: Vec::new(),
+        };
+        self.renderer.render_to(changes, &mut screen)?;
+        self.output.blocking_send(screen.drawn).map_err(|_| gone())
+    }
+
+    fn flush(&mut self) -> termwiz::Result<()> {
+        Ok(())
+    }
+
+    fn poll_input(&mut self, _wait: Option<Duration>) -> termwiz::Result<Option<InputEvent>> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(Some(upper_case_control(event)));
+            }
+            if self.partial == 0
+                && let Some(text) = self.take_text()
+            {
+                return Ok(Some(InputEvent::Paste(text)));
+            }
+            if let Some(character) = self.take_character() {
+                self.parse(character.encode_utf8(&mut [0; 4]).as_bytes(), true);
+                continue;
+            }
+            let (input, size, partial) = (&mut self.input, &mut self.size, self.partial > 0);
+            enum Next {
+                Bytes(Option<Vec<u8>>),
+                Resized(bool),
+                Silence,
+            }
+            let next = self.runtime.block_on(async {
+                tokio::select! {
+                    bytes = input.recv() => Next::Bytes(bytes),
+                    changed = size.changed() => Next::Resized(changed.is_ok()),
+                    () = tokio::time::sleep(ESCAPE_TIME), if partial => Next::Silence,
+                }
+            });
+            match next {
+                Next::Bytes(Some(bytes)) => self.bytes.extend(bytes),
+                Next::Bytes(None) | Next::Resized(false) => return Err(gone()),
+                Next::Silence => self.parse(b"", false),
+                Next::Resized(true) => {
+                    let TerminalSize { columns, rows } = *self.size.borrow_and_update();
+                    return Ok(Some(InputEvent::Resized {
+                        cols: columns.into(),
+                        rows: rows.into(),
+                    }));
+                }
+            }
+        }
+    }
+
+    #[expect(
+        clippy::unimplemented,
+        reason = "termwiz makes wakers of its own terminals only; its editor asks for none"
+    )]
+    fn waker(&self) -> TerminalWaker {
+        unimplemented!("a waker of a terminal that is not a tty")
+    }
+}
+
+/// The parser says Ctrl-c, the editor knows Ctrl-C.
+fn upper_case_control(event: InputEvent) -> InputEvent {
+    match event {
+        InputEvent::Key(KeyEvent {
+            key: KeyCode::Char(c),
+            modifiers: Modifiers::CTRL,
+        }) => InputEvent::Key(KeyEvent {
+            key: KeyCode::Char(c.to_ascii_uppercase()),
+            modifiers: Modifiers::CTRL,
+        }),
+        other => other,
+    }
+}
+
+/// Collects what is drawn at once.
+struct Screen {
+    size: ScreenSize,
+    drawn: Vec<u8>,
+}
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.drawn.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl RenderTty for Screen {
+    fn get_size_in_cells(&mut self) -> termwiz::Result<(usize, usize)> {
+        Ok((self.size.cols, self.size.rows))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::super::io::tests::{Client, client};
+    use super::*;
+
+    fn console() -> (Client, Console) {
+        let (client, io) = client(true);
+        (client, Console::new(io, &BTreeMap::new()))
+    }
+
+    /// What the editor makes of `keys`, one line after another.
+    async fn lines(keys: &[u8], count: usize) -> Vec<Line> {
+        let (mut client, mut console) = console();
+        client.stdin.write_all(keys).await.unwrap();
+        let complete = |line: &str| {
+            let words = ["status", "stop-all", "version"];
+            (
+                0,
+                words
+                    .iter()
+                    .filter(|word| word.starts_with(line))
+                    .map(|&word| word.to_owned())
+                    .collect(),
+            )
+        };
+        let mut assistant = Assistant::new(History::none(), false, Box::new(complete));
+        let mut lines = Vec::new();
+        for _ in 0..count {
+            let (line, back) = read_line(&mut console, "> ", assistant).await.unwrap();
+            assistant = back;
+            if let Line::Text(text) = &line {
+                assistant.history.keep(text);
+            }
+            lines.push(line);
+        }
+        lines
+    }
+
+    fn text(text: &str) -> Line {
+        Line::Text(text.to_owned())
+    }
+
+    #[tokio::test]
+    async fn keys_edit_the_line_as_in_a_shell() {
+        for (keys, want) in [
+            (&b"hello\r"[..], "hello"),
+            (b"helo\x1b[Dl\r", "hello"),              // left
+            (b"ello\x01h\r", "hello"),                // Ctrl-A
+            (b"hexx\x7f\x7fllo\r", "hello"),          // backspace
+            (b"some words\x17thing\r", "some thing"), // Ctrl-W
+            (b"wrong\x15right\r", "right"),           // Ctrl-U
+            (b"hxello\x01\x1b[C\x04\r", "hello"),     // right, Ctrl-D deletes
+            ("gr\u{fc}\u{df}e\r".as_bytes(), "gr\u{fc}\u{df}e"),
+            (b"a\xff\xfeb\r", "ab"), // not UTF-8
+        ] {
+            assert_eq!(lines(keys, 1).await, [text(want)], "{keys:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn ctrl_c_drops_the_line_and_ctrl_d_on_an_empty_line_ends() {
+        assert_eq!(
+            lines(b"half\x03whole\r\x04", 3).await,
+            [Line::Interrupted, text("whole"), Line::End]
+        );
+    }
+
+    #[tokio::test]
+    async fn the_arrow_up_brings_back_the_line_before() {
+        assert_eq!(
+            lines(b"first\r\x1b[A\r", 2).await,
+            [text("first"), text("first")]
+        );
+    }
+
+    #[tokio::test]
+    async fn tab_completes_what_is_unique_and_the_common_part_of_what_is_not() {
+        assert_eq!(lines(b"v\t\r", 1).await, [text("version ")]);
+        assert_eq!(lines(b"s\ta\t\r", 1).await, [text("status ")]);
+    }
+
+    #[tokio::test]
+    async fn what_is_typed_ahead_is_the_next_line() {
+        assert_eq!(
+            lines(b"one\rtwo\rthree\r", 3).await,
+            [text("one"), text("two"), text("three")]
+        );
+    }
+
+    #[tokio::test]
+    async fn nothing_a_client_sends_stops_or_feeds_the_editor_without_end() {
+        let mut flood = b"\x1b[200~".to_vec();
+        flood.extend(vec![b'x'; 2 * MAX_PARTIAL]);
+        flood.extend(b"\x03ok\r");
+        assert_eq!(lines(&flood, 2).await, [Line::Interrupted, text("ok")]);
+        assert_eq!(
+            lines(b"\x1b[200~\xff\xff\xff\x1b[201~ok\r", 1).await,
+            [text("ok")]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_ends_the_line_and_its_thread() {
+        let (client, mut console) = console();
+        drop(client.stdin);
+        let (line, _) = read_line(&mut console, "> ", Assistant::none(false))
+            .await
+            .unwrap();
+        assert_eq!(line, Line::End);
+
+        let (_client, mut console) = self::console();
+        let reading = read_line(&mut console, "> ", Assistant::none(false));
+        tokio::time::timeout(Duration::from_millis(50), reading)
+            .await
+            .err()
+            .unwrap();
+        // The runtime waits for its blocking threads when it is dropped: it must not hang.
+    }
+
+    #[tokio::test]
+    async fn a_terminal_without_a_size_or_with_a_new_one_is_drawn_on() {
+        let (mut client, mut console) = console();
+        let size = client.size.take().unwrap();
+        size.send_replace(TerminalSize::default());
+        client.stdin.write_all(b"a").await.unwrap();
+        let reading = read_line(&mut console, "vendetta> ", Assistant::none(false));
+        let typing = async {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            size.send_replace(TerminalSize {
+                columns: 1,
+                rows: 1,
+            });
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            client.stdin.write_all(b"b\r").await.unwrap();
+        };
+        let (read, ()) = tokio::join!(reading, typing);
+        assert_eq!(read.unwrap().0, text("ab"));
+        drop(console);
+        let mut drawn = String::new();
+        client.stdout.read_to_string(&mut drawn).await.unwrap();
+        assert!(drawn.contains("vendetta> "), "{drawn:?}");
+    }
+}

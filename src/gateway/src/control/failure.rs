@@ -1,0 +1,177 @@
+//! Why a command failed, and how that is told.
+
+use serde_json::json;
+
+use super::io::Console;
+use super::text::printable;
+use crate::config::Invalid;
+use crate::store::StoreError;
+use crate::workspace::{ErrorKind, WorkspaceError};
+
+/// A command that failed: context, problem, remedy, and the exit code of its kind.
+#[derive(Debug)]
+pub(super) struct Failure {
+    kind: ErrorKind,
+    context: String,
+    problem: String,
+    remedy: Option<String>,
+    /// The file that is wrong, and where.
+    invalid: Option<Box<Invalid>>,
+    /// Somebody pressed Ctrl-C, or left.
+    interrupted: bool,
+}
+
+impl Failure {
+    pub(super) fn new(
+        kind: ErrorKind,
+        context: impl Into<String>,
+        problem: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            context: context.into(),
+            problem: problem.into(),
+            remedy: None,
+            invalid: None,
+            interrupted: false,
+        }
+    }
+
+    pub(super) fn usage(context: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Usage, context, problem)
+    }
+
+    pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+
+    /// Watching `context` was given up.
+    pub(super) fn interrupted(context: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            interrupted: true,
+            ..Self::new(ErrorKind::Internal, context, problem)
+        }
+    }
+
+    fn shown_by(mut self, invalid: Invalid) -> Self {
+        self.invalid = Some(Box::new(invalid));
+        self
+    }
+
+    /// The exit status: that of its kind, or 130 (128 + SIGINT) after Ctrl-C.
+    pub(super) fn exit_code(&self) -> u8 {
+        if self.interrupted {
+            130
+        } else {
+            self.kind.exit_code()
+        }
+    }
+
+    /// Tells it on stderr. A client that is not there to read it needs nothing.
+    pub(super) async fn tell(&self, console: &mut Console, json: bool) {
+        let text = if json {
+            self.as_json()
+        } else {
+            self.as_text(console)
+        };
+        let _ = console.err(&text).await;
+    }
+
+    fn as_text(&self, console: &Console) -> String {
+        let mark = if console.color {
+            "\x1b[1;31mvendetta:\x1b[0m"
+        } else {
+            "vendetta:"
+        };
+        let context = printable(&self.context);
+        if let Some(invalid) = &self.invalid {
+            let shown = invalid.render(console.width(), console.unicode, console.color);
+            return format!("{mark} {context}:\n{shown}");
+        }
+        let mut text = format!("{mark} {context}: {}\n", printable(&self.problem));
+        if let Some(remedy) = &self.remedy {
+            text.push_str(&format!("  hint: {}\n", printable(remedy)));
+        }
+        text
+    }
+
+    fn as_json(&self) -> String {
+        let mut error = json!({
+            "context": self.context,
+            "problem": self.problem,
+            "remedy": self.remedy,
+            "exit_code": self.exit_code(),
+        });
+        if let (Some(invalid), Some(error)) = (&self.invalid, error.as_object_mut()) {
+            error.insert("file".to_owned(), json!(invalid.file));
+            error.insert("line".to_owned(), json!(invalid.at.map(|at| at.0)));
+            error.insert("column".to_owned(), json!(invalid.at.map(|at| at.1)));
+        }
+        format!("{}\n", json!({ "error": error }))
+    }
+}
+
+impl From<WorkspaceError> for Failure {
+    fn from(error: WorkspaceError) -> Self {
+        Self {
+            remedy: error.remedy,
+            ..Self::new(error.kind, error.context, error.problem)
+        }
+    }
+}
+
+impl From<Invalid> for Failure {
+    fn from(invalid: Invalid) -> Self {
+        let context = "the project config cannot be used";
+        Self {
+            remedy: invalid.remedy.clone(),
+            ..Self::usage(context, invalid.problem.clone())
+        }
+        .shown_by(invalid)
+    }
+}
+
+/// The client's streams failed: it is gone.
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::interrupted("the client's connection", error.to_string())
+    }
+}
+
+/// What the store says, about `context`.
+pub(super) fn store(context: impl Into<String>) -> impl FnOnce(StoreError) -> Failure {
+    let context = context.into();
+    move |error| {
+        let (kind, remedy) = match &error {
+            StoreError::NoUser(_) => (
+                ErrorKind::NotFound,
+                Some("ssh vendetta user list".to_owned()),
+            ),
+            StoreError::NoKey { user, .. } => (
+                ErrorKind::NotFound,
+                Some(format!("ssh vendetta key list --user {user}")),
+            ),
+            StoreError::KeyTaken { .. } => (
+                ErrorKind::Conflict,
+                Some("a key stands for one user; use another key".to_owned()),
+            ),
+            other if other.exit_code() == 4 => (ErrorKind::Conflict, None),
+            _ => (
+                ErrorKind::Internal,
+                Some("the gateway's log says more".to_owned()),
+            ),
+        };
+        // What the database says is for the operator, not for the client.
+        let problem = if kind == ErrorKind::Internal {
+            tracing::error!(%context, %error, "the store failed");
+            "the gateway could not read or write its state".to_owned()
+        } else {
+            error.to_string()
+        };
+        Failure {
+            remedy,
+            ..Failure::new(kind, context, problem)
+        }
+    }
+}

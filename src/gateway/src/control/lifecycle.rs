@@ -1,0 +1,121 @@
+//! Bringing a workspace up and down, making it anew, removing it.
+
+use serde_json::json;
+
+use super::command::{Done, Session};
+use super::failure::Failure;
+use super::progress::{result_line, watch};
+use super::workspace::find;
+use crate::access::{Action, Authorized};
+use crate::workspace::{Operation, WorkspaceRef, Workspaces};
+
+/// What to do with a workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Up,
+    Down,
+    Rebuild,
+}
+
+impl Change {
+    async fn begin(
+        self,
+        workspaces: &Workspaces,
+        workspace: &Authorized<WorkspaceRef>,
+    ) -> Operation {
+        match self {
+            Self::Up => workspaces.up(workspace).await,
+            Self::Down => workspaces.down(workspace).await,
+            Self::Rebuild => workspaces.rebuild(workspace).await,
+        }
+    }
+
+    /// What is said when it is done.
+    fn result(self, session: &Session<'_>, workspace: &WorkspaceRef) -> String {
+        let name = &workspace.name;
+        match self {
+            Self::Up | Self::Rebuild => {
+                format!(
+                    "Environment started. Connect with: {}\n",
+                    session.control.connect_command(name)
+                )
+            }
+            Self::Down => format!(
+                "Workspace {name} is down; its disk stays. Bring it up with: ssh vendetta workspace up {name}\n"
+            ),
+        }
+    }
+}
+
+/// Does it and shows how it goes.
+pub(super) async fn run(
+    session: &mut Session<'_>,
+    name: &str,
+    change: Change,
+) -> Result<Done, Failure> {
+    let workspace = find(session, Action::Operate, name)?;
+    follow(session, &workspace, change).await
+}
+
+/// The same for a workspace that was found already.
+pub(super) async fn follow(
+    session: &mut Session<'_>,
+    workspace: &Authorized<WorkspaceRef>,
+    change: Change,
+) -> Result<Done, Failure> {
+    let operation = change.begin(&session.control.workspaces, workspace).await;
+    let name = &workspace.name;
+    let (subject, follow_up) = (
+        format!("workspace {name}"),
+        format!("ssh vendetta workspace status {name}"),
+    );
+    watch(
+        session.console,
+        session.json,
+        operation,
+        &subject,
+        &follow_up,
+    )
+    .await?;
+    let text = if session.json {
+        result_line("workspace", &session.control.workspaces.status(workspace)?)
+    } else {
+        change.result(session, workspace)
+    };
+    session.console.out(&text).await?;
+    Ok(Done::Ok)
+}
+
+/// Removes a workspace, after asking.
+pub(super) async fn destroy(
+    session: &mut Session<'_>,
+    name: &str,
+    yes: bool,
+) -> Result<Done, Failure> {
+    let workspace = find(session, Action::Destroy, name)?;
+    let name = &workspace.name;
+    let subject = format!("workspace {name}");
+    session
+        .confirm(
+            yes,
+            &subject,
+            &format!("Destroy workspace {name} and everything in it?"),
+        )
+        .await?;
+    let operation = session.control.workspaces.destroy(&workspace).await;
+    watch(
+        session.console,
+        session.json,
+        operation,
+        &subject,
+        "ssh vendetta workspace list",
+    )
+    .await?;
+    let text = if session.json {
+        format!("{}\n", json!({ "event": "result", "destroyed": name }))
+    } else {
+        format!("Workspace {name} is gone.\n")
+    };
+    session.console.out(&text).await?;
+    Ok(Done::Ok)
+}

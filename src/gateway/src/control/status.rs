@@ -1,0 +1,67 @@
+//! `status`, `whoami`, `version`: the gateway and the caller.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::command::{Done, Session};
+use super::failure::Failure;
+
+/// This program's version.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub(super) async fn status(session: &mut Session<'_>) -> Result<Done, Failure> {
+    let control = session.control;
+    let principal = &session.caller.principal;
+    let (host, port) = control.config.address(control.bound);
+    let mut states: BTreeMap<&'static str, usize> = BTreeMap::new();
+    for workspace in control.workspaces.list(principal) {
+        *states.entry(workspace.state.as_str()).or_default() += 1;
+    }
+    let total: usize = states.values().sum();
+    let uptime = control.started.elapsed().as_secs();
+    let parts: Vec<String> = states
+        .iter()
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    let workspaces = if parts.is_empty() {
+        "none".to_owned()
+    } else {
+        parts.join(", ")
+    };
+    let text = format!(
+        "Gateway     {host} port {port}\nVersion     {VERSION}\nUp          {}\nYou         {} ({})\nWorkspaces  {workspaces}\n",
+        super::text::duration(i64::try_from(uptime).unwrap_or(i64::MAX)),
+        principal.user,
+        principal.role,
+    );
+    let value = json!({
+        "gateway": { "host": host, "port": port, "version": VERSION, "uptime_seconds": uptime },
+        "user": { "name": principal.user, "role": principal.role },
+        "workspaces": { "total": total, "by_state": states },
+    });
+    session.answer(&text, value).await
+}
+
+pub(super) async fn whoami(session: &mut Session<'_>) -> Result<Done, Failure> {
+    let principal = &session.caller.principal;
+    let text = format!(
+        "{} ({}), key {}\n",
+        principal.user, principal.role, principal.key_fingerprint
+    );
+    let value = json!({
+        "user": principal.user,
+        "role": principal.role,
+        "key_fingerprint": principal.key_fingerprint,
+    });
+    session.answer(&text, value).await
+}
+
+pub(super) async fn version(session: &mut Session<'_>) -> Result<Done, Failure> {
+    session
+        .answer(
+            &format!("vendetta {VERSION}\n"),
+            json!({ "name": "vendetta", "version": VERSION }),
+        )
+        .await
+}

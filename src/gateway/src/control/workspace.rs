@@ -1,0 +1,311 @@
+//! `workspace …`: the verbs and what each shows. Making one is in `create`,
+//! bringing one up and down in `lifecycle`.
+
+use clap::{Args, Subcommand};
+use futures::StreamExt as _;
+use serde_json::json;
+
+use super::command::{Done, Session};
+use super::create::Create;
+use super::failure::Failure;
+use super::lifecycle::{self, Change};
+use super::text::{ago, printable, table};
+use crate::access::{Action, Authorized};
+use crate::config::nearest;
+use crate::workspace::{LogOptions, WorkspaceRef, WorkspaceStatus};
+
+/// A workspace to do something with.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// Name of the workspace
+    #[arg(value_name = "WORKSPACE")]
+    workspace: String,
+}
+
+/// The verbs of `workspace`.
+#[derive(Debug, Subcommand)]
+pub enum WorkspaceCommand {
+    /// Create a workspace from flags, a project config, or both
+    Create(Create),
+
+    /// Bring a workspace up
+    #[command(after_help = "Examples:\n  ssh vendetta workspace up my-project")]
+    Up(Target),
+
+    /// Take a workspace down; its disk stays
+    #[command(after_help = "Examples:\n  ssh vendetta workspace down my-project")]
+    Down(Target),
+
+    /// Remove a workspace and everything in it
+    #[command(
+        after_help = "Examples:\n  ssh -t vendetta workspace destroy my-project\n  ssh vendetta workspace destroy my-project --yes"
+    )]
+    Destroy {
+        /// Which workspace.
+        #[command(flatten)]
+        target: Target,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+
+    /// Open a shell in a workspace, as "ssh WORKSPACE@vendetta" does
+    #[command(
+        after_help = "Examples:\n  ssh -t vendetta workspace connect my-project\n  ssh -t vendetta workspace connect my-project --user root"
+    )]
+    Connect {
+        /// Which workspace.
+        #[command(flatten)]
+        target: Target,
+        /// User inside the environment; the workspace's own when omitted
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+    },
+
+    /// List the workspaces you may see
+    #[command(
+        after_help = "Examples:\n  ssh vendetta workspace list\n  ssh vendetta workspace list --json"
+    )]
+    List,
+
+    /// Show one workspace in detail
+    #[command(after_help = "Examples:\n  ssh vendetta workspace status my-project")]
+    Status(Target),
+
+    /// Run a command in a workspace; its exit status becomes this command's
+    #[command(
+        long_about = "Run a command in a workspace; its exit status becomes this command's.\n\n\
+            A single word after -- is a command line for the user's shell. Several words are\n\
+            a program and its arguments, which arrive unchanged.",
+        after_help = "Examples:\n  ssh vendetta workspace exec my-project -- make test\n  ssh vendetta workspace exec my-project -- \"'cd src && ls | wc -l'\""
+    )]
+    Exec {
+        /// Which workspace.
+        #[command(flatten)]
+        target: Target,
+        /// User inside the environment; the workspace's own when omitted
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+        /// The command
+        #[arg(value_name = "COMMAND", required = true, last = true)]
+        command: Vec<String>,
+    },
+
+    /// Show what a workspace's environment wrote to its log
+    #[command(
+        after_help = "Examples:\n  ssh vendetta workspace logs my-project --tail 50\n  ssh vendetta workspace logs my-project --follow"
+    )]
+    Logs {
+        /// Which workspace.
+        #[command(flatten)]
+        target: Target,
+        /// Go on as long as the environment runs
+        #[arg(long, short)]
+        follow: bool,
+        /// Only so many of the last lines
+        #[arg(long, value_name = "LINES")]
+        tail: Option<u32>,
+    },
+
+    /// Make a workspace's environment anew; /workspace stays
+    #[command(after_help = "Examples:\n  ssh vendetta workspace rebuild my-project")]
+    Rebuild(Target),
+}
+
+impl WorkspaceCommand {
+    pub(super) async fn run(self, session: &mut Session<'_>) -> Result<Done, Failure> {
+        match self {
+            Self::Create(create) => create.run(session).await,
+            Self::Up(target) => lifecycle::run(session, &target.workspace, Change::Up).await,
+            Self::Down(target) => lifecycle::run(session, &target.workspace, Change::Down).await,
+            Self::Rebuild(target) => {
+                lifecycle::run(session, &target.workspace, Change::Rebuild).await
+            }
+            Self::Destroy { target, yes } => {
+                lifecycle::destroy(session, &target.workspace, yes).await
+            }
+            Self::Connect { target, user } => {
+                let workspace = find(session, Action::Connect, &target.workspace)?;
+                Ok(Done::Attach {
+                    workspace,
+                    user,
+                    command: None,
+                })
+            }
+            Self::Exec {
+                target,
+                user,
+                command,
+            } => {
+                let workspace = find(session, Action::Connect, &target.workspace)?;
+                let command = Some(command_line(&command)?.into_bytes());
+                Ok(Done::Attach {
+                    workspace,
+                    user,
+                    command,
+                })
+            }
+            Self::List => list(session).await,
+            Self::Status(target) => status(session, &target.workspace).await,
+            Self::Logs {
+                target,
+                follow,
+                tail,
+            } => logs(session, &target.workspace, LogOptions { follow, tail }).await,
+        }
+    }
+}
+
+/// Finds a workspace, or says which name was probably meant.
+pub(super) fn find(
+    session: &Session<'_>,
+    action: Action,
+    name: &str,
+) -> Result<Authorized<WorkspaceRef>, Failure> {
+    let workspaces = &session.control.workspaces;
+    let principal = &session.caller.principal;
+    workspaces.find(principal, action, name).map_err(|error| {
+        let names = workspaces.names(principal);
+        match nearest(name, names.iter().map(|name| name.as_str())) {
+            Some(near) if near != name => {
+                Failure::from(error).remedy(format!("did you mean {near}?"))
+            }
+            _ => Failure::from(error),
+        }
+    })
+}
+
+/// One word is a line for a shell, several are a program and its arguments.
+fn command_line(words: &[String]) -> Result<String, Failure> {
+    match words {
+        [line] => Ok(line.clone()),
+        several => shlex::try_join(several.iter().map(String::as_str))
+            .map_err(|error| Failure::usage("workspace exec", error.to_string())),
+    }
+}
+
+async fn list(session: &mut Session<'_>) -> Result<Done, Failure> {
+    let principal = &session.caller.principal;
+    let workspaces = session.control.workspaces.list(principal);
+    if workspaces.is_empty() {
+        session.note("No workspaces. Make one with: ssh vendetta workspace create NAME --image IMAGE --up\n").await?;
+        if !session.json {
+            return Ok(Done::Ok);
+        }
+    }
+    // Whose it is matters to those who see more than their own.
+    let others = workspaces
+        .iter()
+        .any(|workspace| workspace.owner != principal.user);
+    let now = jiff::Timestamp::now();
+    let rows = workspaces
+        .iter()
+        .map(|workspace| {
+            let mut row = vec![
+                workspace.name.to_string(),
+                format!("{} {}", workspace.state, ago(workspace.since, now)),
+                workspace.provider.to_string(),
+                workspace.node.to_string(),
+                workspace.image.clone().unwrap_or_default(),
+            ];
+            if others {
+                row.push(workspace.owner.to_string());
+            }
+            row
+        })
+        .collect();
+    let mut headings = vec!["NAME", "STATE", "PROVIDER", "NODE", "IMAGE"];
+    if others {
+        headings.push("OWNER");
+    }
+    let text = table(session.console, &headings, rows);
+    session.list(&text, "workspaces", &workspaces).await
+}
+
+async fn status(session: &mut Session<'_>, name: &str) -> Result<Done, Failure> {
+    let workspace = find(session, Action::View, name)?;
+    let status = session.control.workspaces.status(&workspace)?;
+    let text = described(session, &status);
+    session.answer(&text, json!({ "workspace": status })).await
+}
+
+fn described(session: &Session<'_>, status: &WorkspaceStatus) -> String {
+    let now = jiff::Timestamp::now();
+    let mut lines = vec![
+        ("Name", status.name.to_string()),
+        (
+            "State",
+            format!("{} {}", status.state, ago(status.since, now)),
+        ),
+        (
+            "Provider",
+            format!("{} on {}", status.provider, status.node),
+        ),
+        ("Owner", status.owner.to_string()),
+        ("Created", ago(status.created, now)),
+        ("Connect", session.control.connect_command(&status.name)),
+    ];
+    if let Some(image) = &status.image {
+        lines.push(("Image", image.clone()));
+    }
+    if let Some(failure) = &status.failure {
+        lines.push(("Failed", format!("{}: {}", failure.step, failure.cause)));
+        lines.extend(failure.remedy.clone().map(|remedy| ("Remedy", remedy)));
+    }
+    lines.extend(status.note.clone().map(|note| ("Note", note)));
+    lines.extend(
+        status
+            .inactive
+            .iter()
+            .map(|part| ("Not used", part.clone())),
+    );
+    lines
+        .iter()
+        .map(|(name, value)| format!("{name:<10}{}\n", printable(value)))
+        .collect()
+}
+
+async fn logs(session: &mut Session<'_>, name: &str, options: LogOptions) -> Result<Done, Failure> {
+    let workspace = find(session, Action::View, name)?;
+    let mut log = session.control.workspaces.logs(&workspace, options).await?;
+    loop {
+        let chunk = tokio::select! {
+            chunk = log.next() => match chunk {
+                Some(chunk) => chunk?,
+                None => return Ok(Done::Ok),
+            },
+            // Enough has been seen: that is how following ends.
+            () = session.console.interrupted() => return Ok(Done::Ok),
+        };
+        if session.json {
+            let text = String::from_utf8_lossy(&chunk);
+            session
+                .console
+                .out(&format!("{}\n", json!({ "event": "log", "text": text })))
+                .await?;
+        } else {
+            session.console.out_bytes(&chunk).await?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_word_is_a_shell_line_and_several_arrive_as_they_are() {
+        let line = |words: &[&str]| {
+            command_line(
+                &words
+                    .iter()
+                    .map(|&word| word.to_owned())
+                    .collect::<Vec<_>>(),
+            )
+            .unwrap()
+        };
+        assert_eq!(line(&["cd src && ls | wc -l"]), "cd src && ls | wc -l");
+        let words = ["printf", "%s|", "a b", "$HOME", "it's", ""];
+        assert_eq!(shlex::split(&line(&words)).unwrap(), words);
+    }
+}
