@@ -1,1 +1,14 @@
-//! One regression test a patch of contrib/russh.
+//! Regression tests of the patches in contrib/russh/patches, a module a
+//! defect: each fails on russh without its patch.
+
+mod support;
+
+mod close_answered_by_consumer;
+mod dropped_opener;
+mod global_request_reply;
+mod local_close;
+mod pending_replies;
+mod rekey_allowance;
+mod window;
+mod write_while_reading;
+mod writer_wakes;
