@@ -1,1 +1,188 @@
-//! (being built)
+//! The local command `vendetta`: runs a gateway (`serve`), and is a thin front
+//! to `ssh` for everything else. It takes the same words as `ssh vendetta …`,
+//! from the same tree, so that a wrong line is refused without a connection.
+
+mod address;
+mod front;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::app::{ServeOptions, serve};
+use crate::config::Invalid;
+use crate::control::command::Command;
+
+const EXAMPLES: &str = "\
+Examples:
+  vendetta serve --listen 127.0.0.1:2222
+  vendetta workspace create my-project --image ubuntu:22.04 --up
+  vendetta workspace connect my-project
+  vendetta --gateway dev.example.org:2222 workspace list
+
+The gateway is found by --gateway, VENDETTA_GATEWAY, or gateway = \"HOST:PORT\" in
+~/.config/vendetta/config.toml; without them it is 127.0.0.1:2222.
+Exit status: 0 done, 2 usage, 3 not found or not yours, 4 conflict,
+5 gateway, node or engine unavailable, 70 internal error, 130 no longer watched (Ctrl-C).";
+
+/// The command line of the executable.
+#[derive(Debug, Parser)]
+#[command(name = "vendetta", version, about = "Remote development workspaces over plain SSH", after_help = EXAMPLES)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct LocalCommandLine {
+    /// The gateway to talk to, as HOST or HOST:PORT (before the command)
+    #[arg(long, value_name = "HOST[:PORT]")]
+    gateway: Option<String>,
+
+    /// Write JSON instead of text; progress is one object a line
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: LocalCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum LocalCommand {
+    /// Run a gateway on this machine
+    #[command(
+        after_help = "Examples:\n  vendetta serve\n  vendetta serve --config /etc/vendetta.toml\n  vendetta serve --listen 127.0.0.1:0 --state-dir ./state --admin-key ~/.ssh/id_ed25519.pub"
+    )]
+    Serve(Serve),
+
+    /// Print the manual page
+    #[command(hide = true)]
+    Man,
+
+    #[command(flatten)]
+    Remote(Command),
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Directory of keys and state
+    #[arg(long, value_name = "DIRECTORY")]
+    state_dir: Option<PathBuf>,
+    /// Public key of the first admin; the operator's ~/.ssh/*.pub when omitted
+    #[arg(long, value_name = "FILE")]
+    admin_key: Option<PathBuf>,
+}
+
+/// Runs the executable.
+#[must_use]
+pub fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let line = match LocalCommandLine::try_parse_from(&words) {
+        Ok(line) => line,
+        Err(error) => {
+            // A reader that closed its end early (`vendetta help | head`) is no failure of ours.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match line.command {
+        LocalCommand::Serve(options) => run_gateway(options),
+        LocalCommand::Man => {
+            let mut page = Vec::new();
+            match clap_mangen::Man::new(LocalCommandLine::command()).render(&mut page) {
+                Ok(()) => print(&page),
+                Err(_) => ExitCode::from(70),
+            }
+        }
+        LocalCommand::Remote(Command::Completion { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(
+                shell,
+                &mut LocalCommandLine::command(),
+                "vendetta",
+                &mut script,
+            );
+            print(&script)
+        }
+        LocalCommand::Remote(command) => {
+            let words = front::without_gateway(words.into_iter().skip(1));
+            match front::run(line.gateway.as_deref(), words, &command, line.json) {
+                Ok(code) => ExitCode::from(code),
+                Err(failure) => failure.tell(),
+            }
+        }
+    }
+}
+
+fn run_gateway(options: Serve) -> ExitCode {
+    let Serve {
+        config,
+        listen,
+        state_dir,
+        admin_key,
+    } = options;
+    let Err(error) = serve(&ServeOptions {
+        config,
+        listen,
+        state_dir,
+        admin_key,
+    }) else {
+        return ExitCode::SUCCESS;
+    };
+    let Some(invalid) = error.downcast_ref::<Invalid>() else {
+        tell(&format!("vendetta: {error:#}\n"));
+        return ExitCode::from(70);
+    };
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tell(&format!(
+        "vendetta: the configuration cannot be used:\n{}",
+        invalid.render(100, terminal, false)
+    ));
+    ExitCode::from(2)
+}
+
+/// Writes to stderr; there is nowhere to say that it failed.
+fn tell(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+fn print(bytes: &[u8]) -> ExitCode {
+    match std::io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::from(70),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Why the local command could not do its part.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    problem: String,
+    remedy: String,
+}
+
+impl Failure {
+    fn new(code: u8, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            code,
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    fn tell(&self) -> ExitCode {
+        tell(&format!(
+            "vendetta: {}\n  hint: {}\n",
+            self.problem, self.remedy
+        ));
+        ExitCode::from(self.code)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,14 @@ pub struct Target {
     workspace: String,
 }
 
+impl Target {
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.workspace
+    }
+}
+
 /// The verbs of `workspace`.
 #[derive(Debug, Subcommand)]
 pub enum WorkspaceCommand {
