@@ -12,10 +12,11 @@ use russh::keys::{PrivateKey, PublicKeyOrCertificate, ssh_key};
 use russh::server::{Auth, ChannelOpenHandle, Session};
 use russh::{Channel, ChannelId, ChannelMsg, client, server};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 /// Far longer than anything here takes: a test that hangs fails after this.
-const HANG: Duration = Duration::from_secs(40);
+pub const HANG: Duration = Duration::from_secs(40);
 
 /// Fails instead of hanging.
 pub async fn no_hang<T>(what: &str, future: impl Future<Output = T>) -> Result<T> {
@@ -319,4 +320,52 @@ pub fn pattern(len: usize) -> Vec<u8> {
     (0..len as u64)
         .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
         .collect()
+}
+
+/// A russh server on a loopback port for the OpenSSH client: `serve` gets
+/// each session channel, accepted.
+pub async fn serve_openssh<F>(
+    serve: impl Fn(Channel<server::Msg>, server::Handle) -> F + Send + Sync + 'static,
+) -> Result<u16>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    let config = Arc::new(server_config()?);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (openings, mut opened) = mpsc::unbounded_channel::<Opening>();
+            let handler = ServerHandler {
+                openings,
+                handle: watch::Sender::new(None),
+            };
+            let Ok(session) = server::run_stream(config.clone(), stream, handler).await else {
+                continue;
+            };
+            let handle = session.handle();
+            tokio::spawn(session);
+            while let Some(opening) = opened.recv().await {
+                opening.reply.accept().await;
+                tokio::spawn(serve(opening.channel, handle.clone()));
+            }
+        }
+    });
+    Ok(port)
+}
+
+/// The OpenSSH client for [`serve_openssh`], with nobody's configuration.
+pub fn openssh(port: u16) -> tokio::process::Command {
+    let mut ssh = tokio::process::Command::new("ssh");
+    ssh.args(["-F", "/dev/null", "-p", &port.to_string()]);
+    for option in [
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "LogLevel=ERROR",
+        "BatchMode=yes",
+    ] {
+        ssh.args(["-o", option]);
+    }
+    ssh.arg("user@127.0.0.1").kill_on_drop(true);
+    ssh
 }
