@@ -216,6 +216,8 @@ async fn forward_request(
                 .await
         }
         ChannelMsg::Signal { signal } => to.signal(signal).await,
+        // russh has refused this one if it wanted a reply.
+        ChannelMsg::OtherRequest { name, data, .. } => to.request(false, name, data).await,
         _ => Ok(()),
     }
 }
@@ -233,11 +235,13 @@ async fn forward_to_client(
         let forwarded = match message {
             ChannelMsg::Data { data } => {
                 count(&counters.to_client, &data);
-                unless(closed, to.data_bytes(data)).await
+                unless(closed, to.data_bytes(data)).await;
+                true
             }
             ChannelMsg::ExtendedData { data, ext } => {
                 count(&counters.to_client, &data);
-                unless(closed, to.extended_data_bytes(ext, data)).await
+                unless(closed, to.extended_data_bytes(ext, data)).await;
+                true
             }
             ChannelMsg::Eof => to.eof().await.is_ok(),
             ChannelMsg::Success => connection.channel_success(id).await.is_ok(),
@@ -255,6 +259,9 @@ async fn forward_to_client(
             ChannelMsg::XonXoff { client_can_do } => {
                 connection.xon_xoff_request(id, client_can_do).await.is_ok()
             }
+            ChannelMsg::OtherRequest { name, data, .. } => {
+                to.request(false, name, data).await.is_ok()
+            }
             ChannelMsg::Close => return,
             _ => true,
         };
@@ -265,14 +272,12 @@ async fn forward_to_client(
 }
 
 /// Runs `send` unless the client is gone, when nobody would ever open the
-/// window it waits for. False when the client's connection is lost.
-async fn unless(
-    closed: &CancellationToken,
-    send: impl Future<Output = Result<(), russh::Error>>,
-) -> bool {
+/// window it waits for. It fails when the client has closed the channel, which
+/// must not end the bridge: an exit status may follow the data.
+async fn unless(closed: &CancellationToken, send: impl Future<Output = Result<(), russh::Error>>) {
     tokio::select! {
         biased;
-        () = closed.cancelled() => true,
-        sent = send => sent.is_ok(),
+        () = closed.cancelled() => {}
+        _ = send => {}
     }
 }
