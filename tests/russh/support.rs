@@ -154,8 +154,9 @@ impl Direction {
                 if paused.wait_for(|paused| !*paused).await.is_err() || n == 0 {
                     return to.shutdown().await;
                 }
-                to.write_all(buffer.get(..n).unwrap_or_default()).await?;
+                // Before they arrive, so that who sees their effect sees them counted.
                 bytes.fetch_add(n as u64, Ordering::AcqRel);
+                to.write_all(buffer.get(..n).unwrap_or_default()).await?;
             }
         });
         direction
