@@ -24,4 +24,5 @@ mod handler;
 mod process;
 pub mod server;
 mod session;
+pub mod sftp;
 pub mod users;

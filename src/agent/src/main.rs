@@ -1,17 +1,21 @@
 //! Arguments, logging and exit codes of `vendetta-agent`.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use vendetta_agent::{config, server};
+use vendetta_agent::{config, server, sftp};
 
 const USAGE: &str = "\
 Usage: vendetta-agent serve --config FILE
+       vendetta-agent sftp-server
        vendetta-agent --version
 
-Serves one environment over SSH, as FILE (JSON, written by the gateway) says.
+serve        serves one environment over SSH, as FILE (JSON, written by the gateway) says
+sftp-server  serves SFTP on standard input and output; `serve` starts it
 ";
 
 /// Bad arguments or a bad configuration.
@@ -21,6 +25,7 @@ const EXIT_INTERNAL: u8 = 70;
 
 enum Command {
     Serve { config: PathBuf },
+    SftpServer,
     Version,
     Help,
 }
@@ -35,6 +40,7 @@ fn parse(arguments: &[OsString]) -> Result<Command, String> {
             };
             Command::Serve { config }
         }
+        Some(Some("sftp-server")) => Command::SftpServer,
         Some(Some("--version" | "-V")) => Command::Version,
         Some(Some("--help" | "-h" | "help")) => Command::Help,
         Some(_) => return Err("unknown command".to_owned()),
@@ -71,10 +77,34 @@ fn serve(config: &Path) -> ExitCode {
     }
 }
 
+/// Serves SFTP on the descriptors themselves: the standard library's own
+/// buffers would only add copies.
+fn sftp_server() -> ExitCode {
+    let files = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|input| Ok((input, std::io::stdout().as_fd().try_clone_to_owned()?)));
+    let result = match files {
+        Ok((input, output)) => sftp::serve(File::from(input), File::from(output)),
+        Err(source) => Err(sftp::SftpError::Transport {
+            operation: "open standard streams",
+            source,
+        }),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "vendetta-agent: {error}");
+            ExitCode::from(EXIT_INTERNAL)
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     match parse(&arguments) {
         Ok(Command::Serve { config }) => serve(&config),
+        Ok(Command::SftpServer) => sftp_server(),
         Ok(Command::Version) => {
             let _ = writeln!(
                 std::io::stdout(),

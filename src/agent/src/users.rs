@@ -4,6 +4,7 @@
 //! no C library at all. Files are bytes; nothing in them needs to be UTF-8.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::Metadata;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -103,6 +104,41 @@ impl Users {
     #[must_use]
     pub fn group_id(&self, name: &str) -> Option<u32> {
         gid_of(&self.group.read(), name.as_bytes())
+    }
+
+    /// The name of the user with `uid`.
+    #[must_use]
+    pub fn user_name(&self, uid: u32) -> Option<Vec<u8>> {
+        entries(&self.passwd.read())
+            .find(|entry| entry.uid == uid)
+            .map(|entry| entry.name.to_vec())
+    }
+
+    /// The name of the group with `gid`.
+    #[must_use]
+    pub fn group_name(&self, gid: u32) -> Option<Vec<u8>> {
+        let group = self.group.read();
+        lines(&group).find_map(|line| {
+            let mut fields = line.split(|byte| *byte == b':');
+            let name = fields.next()?;
+            (number(fields.nth(1)) == Some(gid)).then(|| name.to_vec())
+        })
+    }
+
+    /// Owner and group of a file, by name where they have one.
+    #[must_use]
+    pub fn owner_names(&self, metadata: &Metadata) -> (String, String) {
+        let text = |name: Option<Vec<u8>>, id: u32| {
+            name.map_or_else(
+                || id.to_string(),
+                |name| String::from_utf8_lossy(&name).into_owned(),
+            )
+        };
+        let (uid, gid) = (metadata.uid(), metadata.gid());
+        (
+            text(self.user_name(uid), uid),
+            text(self.group_name(gid), gid),
+        )
     }
 
     fn complete(&self, entry: &Entry<'_>) -> User {
