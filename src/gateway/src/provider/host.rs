@@ -4,7 +4,7 @@
 //! The process is known by its pid file, the start time in it and its
 //! arguments, so that a number that the kernel gave to somebody else is never
 //! taken for it. It writes the pid file itself before it becomes the agent, and
-//! a second one that finds a pid file gives up; so a crash of the gateway at
+//! gives up when the file names one that lives; so a crash of the gateway at
 //! any point leaves neither an unknown agent nor two.
 
 use std::collections::BTreeMap;
@@ -33,24 +33,30 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often a process that is about to end is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
+/// How long a process may take to write its pid file.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(15);
+
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// `sh -c LAUNCH sh RUN_DIR AGENT`: starts the agent in a session of its own
 /// and returns. proc(5): in /proc/PID/stat, after the command in parentheses,
-/// the start time is the 20th field.
+/// the state is the first field (Z: dead, but not waited for) and the start time
+/// the 20th.
 const LAUNCH: &str = r#"
 cd "$1/workspace" || exit 1
 [ "$(wc -c <"$1/agent.log" 2>/dev/null || echo 0)" -lt 10485760 ] || mv -f "$1/agent.log" "$1/agent.log.1"
 exec </dev/null >>"$1/agent.log" 2>&1 || exit 1
 setsid sh -c '
-    IFS= read -r stat </proc/$$/stat
-    set -- "$1" "$2" ${stat##*) }
-    echo "$$ ${22}" >"$1/agent.pid.$$"
-    ln "$1/agent.pid.$$" "$1/agent.pid"
-    linked=$?
-    rm -f "$1/agent.pid.$$"
-    [ "$linked" = 0 ] || exit 0
+    started() {
+        IFS= read -r stat <"/proc/$1/stat" || return 1
+        set -- ${stat##*) }
+        [ "$1" != Z ] && echo "${20}"
+    } 2>/dev/null
+    exec 9>"$1/agent.lock" && flock -w 10 9 || exit 1
+    if read -r pid start <"$1/agent.pid" && [ "$(started "$pid")" = "$start" ]; then exit 0; fi 2>/dev/null
+    echo "$$ $(started $$)" >"$1/agent.pid.new" && mv -f "$1/agent.pid.new" "$1/agent.pid" || exit 1
+    exec 9>&-
     exec "$2" serve --config "$1/agent.json"
 ' agent "$1" "$2" &
 "#;
@@ -97,13 +103,15 @@ impl Host {
         Ok(marker.filter(|marker| marker.gateway == self.gateway_id))
     }
 
-    /// The agent's process, when it lives.
+    /// The process that the pid file names.
+    async fn recorded(&self, id: &WorkspaceId) -> Result<Option<Process>, ProviderError> {
+        let content = self.node.read(&self.dir(id).join("agent.pid")).await?;
+        Ok(content.and_then(|content| parse_pid_file(&content)))
+    }
+
+    /// The agent's process, or the one about to become it, when it lives.
     async fn process(&self, id: &WorkspaceId) -> Result<Option<Process>, ProviderError> {
-        let dir = self.dir(id);
-        let Some(content) = self.node.read(&dir.join("agent.pid")).await? else {
-            return Ok(None);
-        };
-        let Some(process) = parse_pid_file(&content) else {
+        let Some(process) = self.recorded(id).await? else {
             return Ok(None);
         };
         let proc = PathBuf::from(format!("/proc/{}", process.pid));
@@ -114,8 +122,8 @@ impl Host {
         ) else {
             return Ok(None);
         };
-        let ours = start_time(&stat) == Some(process.started)
-            && is_agent_of(&arguments, &dir.join("agent.json"));
+        let ours =
+            start_time(&stat) == Some(process.started) && is_agent_of(&arguments, &self.dir(id));
         Ok(ours.then_some(process))
     }
 
@@ -241,27 +249,21 @@ impl Provider for Host {
         if self.process(id).await?.is_some() {
             return Ok(());
         }
-        let dir = self.dir(id);
-        self.node.remove_tree(&dir.join("agent.pid")).await?;
-        let paths = [&dir, &environment.agent].map(|path| path.display().to_string());
+        let before = self.recorded(id).await?;
+        let paths = [&self.dir(id), &environment.agent].map(|path| path.display().to_string());
         let argv = ["sh", "-c", LAUNCH, "sh"].map(str::to_owned).into_iter();
         self.run("start agent", argv.chain(paths).collect()).await?;
-        // Until it has written its pid file it cannot be told from one that ended.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !self.node.exists(&dir.join("agent.pid")).await? {
+        let deadline = Instant::now() + LAUNCH_LIMIT;
+        loop {
+            // One that was there and is gone again has been started too.
+            if self.process(id).await?.is_some() || self.recorded(id).await? != before {
+                return Ok(());
+            }
             if Instant::now() >= deadline {
                 return Err(self.failed("start agent", "it did not write its pid file"));
             }
             sleep(Duration::from_millis(2)).await;
         }
-        // From here to the agent's own arguments it is only an exec away.
-        for _ in 0..100 {
-            if self.process(id).await?.is_some() {
-                break;
-            }
-            sleep(Duration::from_millis(2)).await;
-        }
-        Ok(())
     }
 
     async fn exited(&self, id: &WorkspaceId) -> Result<Exit, ProviderError> {
@@ -411,13 +413,14 @@ fn start_time(stat: &[u8]) -> Option<u64> {
     after.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// Whether /proc/PID/cmdline is that of an agent with this config.
-fn is_agent_of(cmdline: &[u8], config: &Path) -> bool {
+/// Whether /proc/PID/cmdline is that of the agent of this directory, or of the
+/// shell that becomes it: one argument is the directory, or the config in it.
+fn is_agent_of(cmdline: &[u8], dir: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
-    let mut arguments = cmdline.split(|byte| *byte == 0).skip(1);
-    arguments.next() == Some(b"serve")
-        && arguments.next() == Some(b"--config")
-        && arguments.next() == Some(config.as_os_str().as_bytes())
+    let config = dir.join("agent.json");
+    cmdline.split(|byte| *byte == 0).any(|argument| {
+        argument == config.as_os_str().as_bytes() || argument == dir.as_os_str().as_bytes()
+    })
 }
 
 #[cfg(test)]
@@ -439,11 +442,15 @@ mod tests {
         let stat = b"12 (odd ) name) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 345 0 0";
         assert_eq!(start_time(stat), Some(345));
         assert_eq!(start_time(b"12 (x)"), None);
-        let config = Path::new("/s/w/0a1b2c3d/agent.json");
+        let dir = Path::new("/s/w/0a1b2c3d");
         let cmdline = b"/s/agent/abc\0serve\0--config\0/s/w/0a1b2c3d/agent.json\0";
-        assert!(is_agent_of(cmdline, config));
-        assert!(!is_agent_of(cmdline, Path::new("/s/w/ffffffff/agent.json")));
-        assert!(!is_agent_of(b"", config));
+        assert!(is_agent_of(cmdline, dir));
+        assert!(is_agent_of(
+            b"sh\0-c\0...\0agent\0/s/w/0a1b2c3d\0/s/agent/abc\0",
+            dir
+        ));
+        assert!(!is_agent_of(cmdline, Path::new("/s/w/ffffffff")));
+        assert!(!is_agent_of(b"", dir));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::WorkspaceId;
 use super::entry::Message;
 use super::manager::Services;
 use crate::provider::{Provider, ProviderError};
@@ -52,7 +53,14 @@ async fn watch(
                 *pause = Duration::from_secs(1);
             }
             change = changes.next() => match change {
-                Some(id) => services.look(&id?).await,
+                Some(id) => {
+                    let id = id?;
+                    if services.by_id(&id).is_some() {
+                        services.look(&id).await;
+                    } else {
+                        remove(provider, &id).await;
+                    }
+                }
                 None => return Ok(()),
             },
         }
@@ -64,12 +72,9 @@ async fn sweep(services: &Services, provider: &dyn Provider) -> Result<(), Provi
     // In this order: a row is there before, and gone after, anything it stands for.
     let found = provider.list().await?;
     for id in found {
-        if services.by_id(&id).is_some() {
-            continue;
-        }
-        tracing::warn!(%id, provider = %provider.kind(), "removing what is left of no workspace");
-        if let Err(error) = provider.destroy(&id).await {
-            tracing::warn!(%id, %error, "removing");
+        if services.by_id(&id).is_none() {
+            tracing::warn!(%id, provider = %provider.kind(), "left of no workspace");
+            remove(provider, &id).await;
         }
     }
     for entry in services.entries() {
@@ -79,4 +84,11 @@ async fn sweep(services: &Services, provider: &dyn Provider) -> Result<(), Provi
         }
     }
     Ok(())
+}
+
+/// Removes what is left of no workspace; the next sweep tries again.
+async fn remove(provider: &dyn Provider, id: &WorkspaceId) {
+    if let Err(error) = provider.destroy(id).await {
+        tracing::warn!(%id, %error, "removing what is left of no workspace");
+    }
 }

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 
 use bollard::models::{
-    ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum, HealthConfig, HostConfig,
-    HostConfigLogConfig, Mount, MountType, RestartPolicy, RestartPolicyNameEnum,
-    VolumeCreateRequest,
+    ContainerCreateBody, ContainerSummary, HealthConfig, HostConfig, HostConfigLogConfig, Mount,
+    MountType, RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
 };
 
 use super::super::{Environment, ImageReference};
@@ -41,23 +40,16 @@ pub(super) struct Container {
     /// The engine's id.
     pub id: String,
     pub generation: Option<u64>,
-    pub running: bool,
     /// The image's own user; none: root.
     pub user: Option<String>,
 }
 
 impl Container {
     pub(super) fn from_summary(summary: ContainerSummary) -> Option<Self> {
-        use ContainerSummaryStateEnum as State;
         let labels = summary.labels.unwrap_or_default();
-        let running = matches!(
-            summary.state,
-            Some(State::RUNNING | State::PAUSED | State::RESTARTING)
-        );
         Some(Self {
             id: summary.id?,
             generation: labels.get(GENERATION).and_then(|text| text.parse().ok()),
-            running,
             user: labels.get(USER).filter(|user| !user.is_empty()).cloned(),
         })
     }

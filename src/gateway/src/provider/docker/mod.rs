@@ -22,6 +22,7 @@ use bollard::query_parameters::{
 };
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use vendetta_proto::spec::ProviderKind;
 
@@ -36,6 +37,9 @@ use engine::{Engine, is_absent, is_conflict};
 
 /// How long the engine may take to remove a container that it is removing already.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the engine may take to make a container that somebody else asked for.
+const CREATION_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long one that is replaced may take to end.
 const REPLACE_GRACE: Duration = Duration::from_secs(10);
@@ -125,7 +129,8 @@ impl Docker {
         id: &WorkspaceId,
         keep: impl Fn(&Container) -> bool,
     ) -> Result<(), ProviderError> {
-        let deadline = tokio::time::Instant::now() + REMOVAL_LIMIT;
+        let deadline = Instant::now() + REMOVAL_LIMIT;
+        let mut pause = Duration::ZERO;
         loop {
             let mut found = self.of(id).await?;
             found.retain(|container| !keep(container));
@@ -134,14 +139,18 @@ impl Docker {
             }
             for container in &found {
                 match self.remove(container).await {
+                    Err(error) if Instant::now() >= deadline => return Err(error),
+                    Err(error) => tracing::debug!(%id, %error, "removing a container"),
                     Ok(()) => {}
-                    Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
-                    Err(error) => {
-                        tracing::debug!(%id, %error, "removing a container");
-                        tokio::time::sleep(Duration::from_millis(200)).await;
-                    }
                 }
             }
+            if Instant::now() >= deadline {
+                return Err(self
+                    .engine
+                    .unavailable("it keeps a removed container".to_owned(), None));
+            }
+            sleep(pause).await;
+            pause = Duration::from_millis(100);
         }
     }
 
@@ -157,15 +166,26 @@ impl Docker {
             .await
             .map_err(|error| self.engine.failed("create volume", error))?;
         let name = container::container_name(environment);
-        let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        let body = container::body(environment, &self.gateway_id, image, image_user);
-        match client.create_container(Some(options), body).await {
-            Ok(_) => Ok(()),
-            // Made by a call that we gave up waiting for.
-            Err(error) if is_conflict(&error) && !self.of(&environment.id).await?.is_empty() => {
-                Ok(())
+        let deadline = Instant::now() + CREATION_LIMIT;
+        loop {
+            let options = CreateContainerOptionsBuilder::default().name(&name).build();
+            let body = container::body(environment, &self.gateway_id, image, image_user);
+            match client.create_container(Some(options), body).await {
+                Ok(_) => return Ok(()),
+                Err(error) if is_conflict(&error) && Instant::now() < deadline => {
+                    // A call that somebody gave up waiting for has the name: it
+                    // either becomes the container, or gives the name back.
+                    let there = self.of(&environment.id).await?;
+                    if there
+                        .iter()
+                        .any(|c| c.generation == Some(environment.generation))
+                    {
+                        return Ok(());
+                    }
+                    sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => return Err(self.engine.failed(engine::CREATE, error)),
             }
-            Err(error) => Err(self.engine.failed(engine::CREATE, error)),
         }
     }
 
@@ -254,12 +274,19 @@ impl Provider for Docker {
     }
 
     async fn start(&self, environment: &Environment) -> Result<(), ProviderError> {
-        let container = self.only(&environment.id).await?;
         let client = self.engine.client().await?;
-        client
-            .start_container(&container.id, None)
-            .await
-            .map_err(|error| self.engine.failed("start container", error))
+        let deadline = Instant::now() + CREATION_LIMIT;
+        loop {
+            let container = self.only(&environment.id).await?;
+            match client.start_container(&container.id, None).await {
+                Ok(()) => return Ok(()),
+                // The engine lists a container a moment before it knows it.
+                Err(error) if is_absent(&error) && Instant::now() < deadline => {
+                    sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => return Err(self.engine.failed("start container", error)),
+            }
+        }
     }
 
     async fn exited(&self, id: &WorkspaceId) -> Result<Exit, ProviderError> {
@@ -294,12 +321,7 @@ impl Provider for Docker {
     async fn stop(&self, id: &WorkspaceId, grace: Duration) -> Result<(), ProviderError> {
         let client = self.engine.patient(grace + Duration::from_secs(60)).await?;
         let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
-        for container in self
-            .of(id)
-            .await?
-            .iter()
-            .filter(|container| container.running)
-        {
+        for container in self.of(id).await? {
             let options = StopContainerOptionsBuilder::default().t(seconds).build();
             match client.stop_container(&container.id, Some(options)).await {
                 Ok(()) => {}
@@ -327,13 +349,22 @@ impl Provider for Docker {
 
     async fn inspect(&self, id: &WorkspaceId) -> Result<Found, ProviderError> {
         let found = self.of(id).await?;
-        Ok(if found.iter().any(|container| container.running) {
-            Found::Running
-        } else if found.is_empty() {
-            Found::Absent
-        } else {
-            Found::Stopped
-        })
+        if found.is_empty() {
+            return Ok(Found::Absent);
+        }
+        let client = self.engine.client().await?;
+        for container in found {
+            // The list of containers lags behind the events, this does not.
+            let state = match client.inspect_container(&container.id, None).await {
+                Ok(inspected) => inspected.state.unwrap_or_default(),
+                Err(error) if is_absent(&error) => continue,
+                Err(error) => return Err(self.engine.failed("inspect container", error)),
+            };
+            if state.running == Some(true) {
+                return Ok(Found::Running);
+            }
+        }
+        Ok(Found::Stopped)
     }
 
     async fn list(&self) -> Result<Vec<WorkspaceId>, ProviderError> {
@@ -386,10 +417,28 @@ impl Provider for Docker {
         filters.insert("type".to_owned(), vec!["container".to_owned()]);
         filters.insert(
             "event".to_owned(),
-            ["start", "die", "destroy"].map(str::to_owned).to_vec(),
+            ["create", "start", "die", "destroy"]
+                .map(str::to_owned)
+                .to_vec(),
         );
-        let options = EventsOptionsBuilder::default().filters(&filters).build();
         let client = self.engine.client().await?.clone();
+        // The stream connects when it is first asked; by the engine's own clock
+        // it begins now all the same.
+        let info = client
+            .info()
+            .await
+            .map_err(|error| self.engine.failed("ask its time", error))?;
+        let now = info
+            .system_time
+            .and_then(|time| time.parse::<jiff::Timestamp>().ok());
+        let since = now.map_or_else(
+            || "0".to_owned(),
+            |now| format!("{}.{:09}", now.as_second(), now.subsec_nanosecond()),
+        );
+        let options = EventsOptionsBuilder::default()
+            .since(&since)
+            .filters(&filters)
+            .build();
         let node = self.engine.node().name().clone();
         let events = client.events(Some(options)).filter_map(move |event| {
             let found = match event {

@@ -1,0 +1,458 @@
+//! `kill -9` at any point of a workspace's life loses nothing and leaves nothing.
+//!
+//! The part of the gateway that is killed is a process of its own: this test's
+//! executable again, told by its environment what to ask of a real engine.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vendetta::access::{Action, Authorized, Permissions, Principal, Role};
+use vendetta::store::Store;
+use vendetta::workspace::{
+    Agent, Desired, Operation, Overrides, Phase, Progress, Settings, WorkspaceRef, Workspaces,
+};
+use vendetta_proto::spec::ProviderKind;
+use vendetta_sshio::keys::PrivateKey;
+use vendetta_tests::{BUSYBOX, Engine, Gateway, PATIENCE, Seeded, full};
+
+/// Says what a child does: directory, engine's socket, provider and requests.
+const ROLE: &str = "VENDETTA_RECOVERY_ROLE";
+
+const NAME: &str = "web";
+
+/// A gateway without its SSH side.
+struct Core {
+    workspaces: Workspaces,
+    store: Store,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl Core {
+    async fn start(dir: &Path, socket: &Path) -> Self {
+        let state = dir.join("state");
+        let store = Store::open(&state.join("vendetta.db")).unwrap();
+        if store.users().is_empty() {
+            store
+                .add_user(&"alice".parse().unwrap(), Role::Admin)
+                .await
+                .unwrap();
+        }
+        let key = |name: &str| PrivateKey::load_or_generate(&state.join(name), name).unwrap();
+        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let workspaces = Workspaces::start(Settings {
+            store: store.clone(),
+            host_ca: key("host_ca"),
+            agent_login_key: key("agent_key").public(),
+            agent_dir: Gateway::binary("vendetta-agent")
+                .parent()
+                .map(Path::to_owned),
+            state_dir: state,
+            docker_socket: socket.to_owned(),
+            allow_host: true,
+            tracker: tracker.clone(),
+            cancel: cancel.clone(),
+        })
+        .await
+        .unwrap();
+        Self {
+            workspaces,
+            store,
+            tracker,
+            cancel,
+        }
+    }
+
+    async fn create(&self, provider: ProviderKind) {
+        let overrides = Overrides {
+            provider: Some(provider),
+            image: (provider == ProviderKind::Docker).then(|| BUSYBOX.to_owned()),
+            ..Overrides::default()
+        };
+        let name = Some(NAME.parse().unwrap());
+        let config = vendetta_proto::spec::ProjectConfig::default();
+        self.workspaces
+            .create(&alice(), name, config, overrides)
+            .await
+            .unwrap();
+    }
+
+    fn find(&self) -> Option<Authorized<WorkspaceRef>> {
+        self.workspaces.find(&alice(), Action::Operate, NAME).ok()
+    }
+
+    fn workspace(&self) -> Authorized<WorkspaceRef> {
+        self.find().expect("the workspace is there")
+    }
+
+    async fn ask(&self, request: &str) -> Operation {
+        let workspace = self.workspace();
+        match request {
+            "up" => self.workspaces.up(&workspace).await,
+            "down" => self.workspaces.down(&workspace).await,
+            "rebuild" => self.workspaces.rebuild(&workspace).await,
+            "destroy" => self.workspaces.destroy(&workspace).await,
+            other => panic!("{other}"),
+        }
+    }
+
+    async fn done(&self, request: &str) {
+        let outcome = tokio::time::timeout(PATIENCE, self.ask(request).await.outcome());
+        outcome
+            .await
+            .unwrap_or_else(|_| panic!("{request} hangs"))
+            .unwrap();
+    }
+
+    fn phase(&self) -> Phase {
+        self.workspaces.status(&self.workspace()).unwrap().state
+    }
+
+    async fn phase_becomes(&self, phase: Phase) {
+        let began = Instant::now();
+        while self.phase() != phase {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{} and not {phase}",
+                self.phase()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.tracker.close();
+        tokio::time::timeout(PATIENCE, self.tracker.wait())
+            .await
+            .expect("every task ends");
+    }
+}
+
+fn alice() -> Principal {
+    Principal {
+        user: "alice".parse().unwrap(),
+        role: Role::Admin,
+        key_fingerprint: "SHA256:test".to_owned(),
+        permissions: Permissions::default(),
+    }
+}
+
+/// Directory and engine of one test.
+struct Place {
+    dir: tempfile::TempDir,
+    engine: Arc<Engine>,
+    provider: ProviderKind,
+}
+
+impl Place {
+    fn new(provider: ProviderKind) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("vendetta-r-")
+            .tempdir_in("/tmp")
+            .unwrap();
+        Self {
+            dir,
+            engine: Engine::shared(),
+            provider,
+        }
+    }
+
+    async fn core(&self) -> Core {
+        Core::start(self.dir.path(), &self.engine.socket()).await
+    }
+
+    /// A process that makes the workspace if need be and does `requests`.
+    fn child(&self, requests: &str) -> Child {
+        let role = [
+            self.dir.path().display().to_string(),
+            self.engine.socket().display().to_string(),
+            self.provider.to_string(),
+            requests.to_owned(),
+        ]
+        .join("\n");
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_gateway_to_be_killed", "--nocapture"])
+            .env(ROLE, role)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    /// All that is left of any workspace: containers, volumes, directories, processes.
+    fn resources(&self) -> Vec<String> {
+        let id = std::fs::read_to_string(self.dir.path().join("state/id")).unwrap_or_default();
+        let mut found = self
+            .engine
+            .labelled(&format!("vendetta.gateway={}", id.trim()));
+        let workspaces = self.dir.path().join("state/w");
+        if let Ok(entries) = std::fs::read_dir(&workspaces) {
+            found.extend(
+                entries
+                    .flatten()
+                    .map(|entry| entry.path().display().to_string()),
+            );
+        }
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let text = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+            if text.contains(&format!("--config {}", workspaces.display())) {
+                found.push(text);
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let id = std::fs::read_to_string(self.dir.path().join("state/id")).unwrap_or_default();
+        self.engine
+            .remove_labelled(&format!("vendetta.gateway={}", id.trim()));
+    }
+}
+
+/// Not a scenario: the process that the others kill.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_to_be_killed() {
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
+    let mut words = role.split('\n').map(str::to_owned);
+    let dir = PathBuf::from(words.next().unwrap());
+    let socket = PathBuf::from(words.next().unwrap());
+    let provider = match words.next().unwrap().as_str() {
+        "docker" => ProviderKind::Docker,
+        _ => ProviderKind::Host,
+    };
+    let core = Core::start(&dir, &socket).await;
+    if core.find().is_none() {
+        core.create(provider).await;
+    }
+    for request in words.next().unwrap().split(' ') {
+        let _ = core.ask(request).await.outcome().await;
+    }
+    // Whoever started it kills it.
+    tokio::time::sleep(Duration::from_secs(120)).await;
+}
+
+/// Kills a gateway `times` times while it works; each time takes its work up
+/// and brings the workspace to a known state again.
+async fn killed_at_random(provider: ProviderKind, times: u64) {
+    let place = Place::new(provider);
+    let mut random = Seeded::new(0x5eed);
+    for round in 0..times {
+        let requests = [
+            "up",
+            "up down",
+            "up rebuild",
+            "up destroy",
+            "up down up",
+            "rebuild",
+            "down",
+            "destroy",
+        ];
+        let requests = requests[usize::try_from(random.below(requests.len() as u64)).unwrap()];
+        let pause = Duration::from_millis(20 + random.below(1500));
+        let mut child = place.child(requests);
+        tokio::time::sleep(pause).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let told = format!("round {round}: {requests:?} killed after {pause:?}");
+
+        let core = place.core().await;
+        let rows = core.store.workspaces().await.unwrap();
+        match rows.first().map(|row| row.record.desired) {
+            None => {
+                // Killed before it was made, or after it was gone: then nothing is left.
+                let began = Instant::now();
+                while !place.resources().is_empty() {
+                    assert!(
+                        began.elapsed() < PATIENCE,
+                        "{told}: {:?}",
+                        place.resources()
+                    );
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                core.create(provider).await;
+            }
+            Some(Desired::Destroyed) => {
+                let began = Instant::now();
+                while core.find().is_some() {
+                    assert!(began.elapsed() < PATIENCE, "{told}: not destroyed");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                assert_eq!(place.resources(), Vec::<String>::new(), "{told}");
+                core.create(provider).await;
+            }
+            Some(Desired::Created) => {}
+            Some(Desired::Running) => core.phase_becomes(Phase::Running).await,
+            Some(Desired::Down) => core.phase_becomes(Phase::Stopped).await,
+        }
+        core.done("up").await;
+        assert_eq!(core.phase(), Phase::Running, "{told}");
+        // One container and one volume, or one directory and one process.
+        let resources = place.resources();
+        let expected = if provider == ProviderKind::Docker {
+            3
+        } else {
+            2
+        };
+        assert_eq!(resources.len(), expected, "{told}: {resources:?}");
+        core.stop().await;
+    }
+    let core = place.core().await;
+    core.done("destroy").await;
+    assert_eq!(place.resources(), Vec::<String>::new());
+    core.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_random_points_a_docker_workspace_is_neither_lost_nor_left_behind() {
+    killed_at_random(ProviderKind::Docker, if full() { 100 } else { 20 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_random_points_a_host_workspace_is_neither_lost_nor_left_behind() {
+    killed_at_random(ProviderKind::Host, if full() { 100 } else { 20 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_ups_join_one_operation_and_both_see_it_from_its_start() {
+    let place = Place::new(ProviderKind::Docker);
+    let core = place.core().await;
+    core.create(ProviderKind::Docker).await;
+    let (one, two) = tokio::join!(core.ask("up"), core.ask("up"));
+    let all = |mut operation: Operation| async move {
+        let mut seen = Vec::new();
+        while let Some(progress) = operation.next().await {
+            seen.push(progress);
+        }
+        operation.outcome().await.unwrap();
+        seen
+    };
+    let (one, two) = tokio::join!(all(one), all(two));
+    assert_eq!(one, two);
+    assert!(
+        matches!(&one[0], Progress::Started { step } if step == "create container"),
+        "{one:?}"
+    );
+    let boot = core.store.workspaces().await.unwrap()[0].record.boot;
+    assert_eq!(boot, 1, "one start");
+    core.done("destroy").await;
+    core.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_brings_up_what_is_not_down_on_purpose() {
+    let place = Place::new(ProviderKind::Docker);
+    let core = place.core().await;
+    core.create(ProviderKind::Docker).await;
+    let workspace = core.workspace();
+    let agent = |core: &Core| {
+        let (workspaces, workspace) = (core.workspaces.clone(), workspace.clone());
+        async move { workspaces.agent(&workspace).await }
+    };
+    // Never started: started.
+    let Ok(Agent::Starting(operation)) = agent(&core).await else {
+        panic!("not starting")
+    };
+    operation.outcome().await.unwrap();
+    let Ok(Agent::Ready(first)) = agent(&core).await else {
+        panic!("not ready")
+    };
+    // Ended by itself: noticed, told, started again as another boot.
+    let name = format!("vendetta-{NAME}-{}", first.id);
+    place.engine.docker(&["kill", &name]).ok();
+    core.phase_becomes(Phase::Stopped).await;
+    let note = core.workspaces.status(&workspace).unwrap().note.unwrap();
+    assert!(note.contains("137"), "{note}");
+    let Ok(Agent::Starting(operation)) = agent(&core).await else {
+        panic!("not starting")
+    };
+    operation.outcome().await.unwrap();
+    let Ok(Agent::Ready(second)) = agent(&core).await else {
+        panic!("not ready")
+    };
+    assert!(second.boot > first.boot);
+    // Down on purpose: stays down and says how to bring it up; so it does after a restart.
+    core.done("down").await;
+    for _ in 0..2 {
+        let error = agent(&core).await.unwrap_err();
+        assert_eq!(error.exit_code(), 4);
+        assert_eq!(
+            error.remedy.as_deref(),
+            Some("ssh vendetta workspace up web")
+        );
+    }
+    core.stop().await;
+    let core = place.core().await;
+    core.phase_becomes(Phase::Stopped).await;
+    assert_eq!(agent(&core).await.unwrap_err().exit_code(), 4);
+    core.done("destroy").await;
+    core.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_down_during_an_up_wins_and_the_up_is_told() {
+    let place = Place::new(ProviderKind::Docker);
+    let core = place.core().await;
+    core.create(ProviderKind::Docker).await;
+    let up = core.ask("up").await;
+    let down = core.ask("down").await;
+    let error = up.outcome().await.unwrap_err();
+    assert_eq!(error.exit_code(), 4);
+    down.outcome().await.unwrap();
+    assert_eq!(core.phase(), Phase::Stopped);
+    core.done("destroy").await;
+    assert_eq!(place.resources(), Vec::<String>::new());
+    core.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_away_is_an_error_with_a_remedy_and_changes_nothing() {
+    let place = Place::new(ProviderKind::Docker);
+    let nowhere = place.dir.path().join("docker.sock");
+    let core = Core::start(place.dir.path(), &nowhere).await;
+    core.create(ProviderKind::Docker).await;
+    let error = core.ask("up").await.outcome().await.unwrap_err();
+    assert_eq!(error.exit_code(), 5, "{error}");
+    assert!(error.remedy.unwrap().contains("start docker"));
+    assert_eq!(core.phase(), Phase::Failed);
+    core.stop().await;
+    // With its engine back it goes on by itself: it was asked to be up.
+    let core = place.core().await;
+    core.phase_becomes(Phase::Running).await;
+    core.done("destroy").await;
+    core.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn up_of_an_image_that_is_there_is_quick() {
+    let place = Place::new(ProviderKind::Docker);
+    let core = place.core().await;
+    core.create(ProviderKind::Docker).await;
+    core.done("up").await;
+    let mut times = Vec::new();
+    for request in ["rebuild", "rebuild", "rebuild"] {
+        let began = Instant::now();
+        core.done(request).await;
+        times.push(began.elapsed());
+    }
+    core.done("down").await;
+    let began = Instant::now();
+    core.done("up").await;
+    eprintln!("rebuild {times:?}, up {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    core.done("destroy").await;
+    core.stop().await;
+}
