@@ -27,6 +27,7 @@ use crate::agent::pool::Pool;
 use crate::config::Config;
 use crate::control::Control;
 use crate::first_admin;
+use crate::memory;
 use crate::ssh::auth::Authenticator;
 use crate::ssh::{Services, listener};
 use crate::store::Store;
@@ -160,6 +161,9 @@ async fn run(config: Config, admin_key: Option<&Path>) -> anyhow::Result<()> {
         unauthenticated: config.limits.unauthenticated,
         login_grace: Duration::from_secs(config.limits.login_grace_seconds),
     };
+    let give_back = memory::give_back(services.ended.clone());
+    let ended = end.clone();
+    tasks.spawn(async move { ended.run_until_cancelled(give_back).await });
     tasks.spawn(listener::serve(
         listener,
         server,
@@ -229,6 +233,7 @@ async fn build(
         )),
         authenticator: Authenticator::new(store.clone(), trusted),
         channels_per_connection: config.limits.channels_per_connection,
+        ended: Arc::default(),
         tasks: sessions.clone(),
         store,
         workspaces,

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod first_admin;
+pub mod memory;
 pub mod node;
 pub mod provider;
 pub mod ssh;

@@ -87,6 +87,7 @@ async fn serve_connection(
         Ok(stream) => stream,
         Err(error) => return tracing::debug!(%peer, %error, "connection lost at once"),
     };
+    let connection_ended = services.ended.clone();
     let handler = Connection::new(services, peer, authenticated.clone(), end.clone());
     let run = async {
         match server::run_stream(config, stream, handler).await {
@@ -111,6 +112,7 @@ async fn serve_connection(
             run.await
         }
     };
+    connection_ended.notify_one();
     match ended {
         Ok(()) => tracing::debug!(%peer, "connection ended"),
         Err(error) => tracing::debug!(%peer, %error, "connection ended"),

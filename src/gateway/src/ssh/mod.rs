@@ -19,6 +19,7 @@ pub mod session;
 
 use std::sync::Arc;
 
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::pool::Pool;
@@ -40,6 +41,8 @@ pub struct Services {
     pub authenticator: auth::Authenticator,
     /// Channels one connection may have open at once.
     pub channels_per_connection: usize,
+    /// Told whenever a connection has ended.
+    pub ended: Arc<Notify>,
     /// Every task of every connection.
     pub tasks: TaskTracker,
 }
