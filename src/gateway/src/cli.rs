@@ -27,7 +27,7 @@ Examples:
 The gateway is found by --gateway, VENDETTA_GATEWAY, or gateway = \"HOST:PORT\" in
 ~/.config/vendetta/config.toml; without them it is 127.0.0.1:2222.
 Exit status: 0 done, 2 usage, 3 not found or not yours, 4 conflict,
-5 gateway, node or engine unavailable, 70 internal error, 130 no longer watched (Ctrl-C).";
+5 gateway, node or engine unavailable, 70 internal error, 130 given up (Ctrl-C).";
 
 /// The command line of the executable.
 #[derive(Debug, Parser)]

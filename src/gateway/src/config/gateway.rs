@@ -192,7 +192,7 @@ pub struct Ssh {
     pub kex_algorithms: Vec<String>,
     /// Message authentication codes, for ciphers that need one.
     pub macs: Vec<String>,
-    /// Bytes after which new keys are exchanged (RFC 4253 section 9).
+    /// Bytes after which new keys are exchanged, 1 MiB to 1 GiB (RFC 4253 section 9).
     pub rekey_bytes: u64,
     /// Seconds after which new keys are exchanged.
     pub rekey_seconds: u64,
@@ -292,6 +292,10 @@ impl Config {
     fn check(&self, file: &str) -> Result<(), Invalid> {
         let limits = [
             ("limits.connections", self.limits.connections),
+            (
+                "limits.login_grace_seconds",
+                usize::try_from(self.limits.login_grace_seconds).unwrap_or(usize::MAX),
+            ),
             ("limits.unauthenticated", self.limits.unauthenticated),
             ("limits.auth_attempts", self.limits.auth_attempts),
             (
@@ -310,6 +314,17 @@ impl Config {
                     "give at least one, or leave the key out for its default",
                 ));
             }
+        }
+        let range = (1 << 20)..=(1 << 30);
+        if !range.contains(&self.ssh.rekey_bytes) {
+            return Err(Invalid::whole(
+                file,
+                format!(
+                    "ssh.rekey_bytes is {}: keys wear out after 1 GiB, and renewing them costs time",
+                    self.ssh.rekey_bytes
+                ),
+                "give a number from 1048576 (1 MiB) to 1073741824 (1 GiB)",
+            ));
         }
         for (key, path) in [
             ("state_dir", &self.state_dir),

@@ -93,6 +93,9 @@ fn a_wrong_type_or_value_is_refused_with_its_position() {
 fn settings_that_would_lock_everybody_out_are_refused() {
     for text in [
         "limits.connections = 0",
+        "limits.login_grace_seconds = 0",
+        "ssh.rekey_bytes = 0",
+        "ssh.rekey_bytes = 2147483648",
         "ssh.ciphers = []",
         "state_dir = \"here\"",
         "users.trusted_user_ca_keys = [\"nonsense\"]",

@@ -24,7 +24,7 @@ Examples:
 
 \"ssh vendetta …\" and the local command \"vendetta …\" take the same words.
 Exit status: 0 done, 2 usage, 3 not found or not yours, 4 conflict,
-5 node or engine unavailable, 70 internal error, 130 no longer watched (Ctrl-C).";
+5 node or engine unavailable, 70 internal error, 130 given up (Ctrl-C).";
 
 /// One command of a client.
 #[derive(Debug, Parser)]

@@ -19,13 +19,6 @@ use crate::workspace::Overrides;
 
 /// Flags of `workspace create`; each wins over the project config.
 #[derive(Debug, Args)]
-#[command(
-    long_about = "Create a workspace from flags, a project config, or both; flags win.\n\n\
-        Over SSH the project config comes on stdin, asked for by \"--config -\"; without it\n\
-        nothing reads stdin. The local command \"vendetta\" also takes a path, and sends\n\
-        .vendetta/config.yaml of the directory it stands in by itself.",
-    after_help = "Examples:\n  ssh vendetta workspace create my-project --image ubuntu:22.04 --up\n  ssh vendetta workspace create my-project --config - < .vendetta/config.yaml\n  vendetta workspace create my-project --cpu 2 --memory 4G --env RUST_LOG=debug"
-)]
 pub struct Create {
     /// Name of the workspace; omitted: the one in the project config
     name: Option<WorkspaceName>,

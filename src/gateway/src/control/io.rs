@@ -131,8 +131,12 @@ impl Console {
         self.io.stdout.flush().await
     }
 
-    /// Writes text of our own to stderr; it may hold escape sequences.
+    /// Writes text of our own to stderr; it may hold escape sequences. On a
+    /// terminal there is one stream, as with any pty, so that the order holds.
     pub(super) async fn err(&mut self, text: &str) -> io::Result<()> {
+        if self.is_terminal() {
+            return self.out(text).await;
+        }
         let bytes = self.line_ends(text.as_bytes());
         self.io.stderr.write_all(&bytes).await?;
         self.io.stderr.flush().await

@@ -34,6 +34,13 @@ impl Target {
 #[derive(Debug, Subcommand)]
 pub enum WorkspaceCommand {
     /// Create a workspace from flags, a project config, or both
+    #[command(
+        long_about = "Create a workspace from flags, a project config, or both; flags win.\n\n\
+            Over SSH the project config comes on stdin, asked for by \"--config -\"; without it\n\
+            nothing reads stdin. The local command \"vendetta\" also takes a path, and sends\n\
+            .vendetta/config.yaml of the directory it stands in, or of one above, by itself.",
+        after_help = "Examples:\n  ssh vendetta workspace create my-project --image ubuntu:22.04 --up\n  ssh vendetta workspace create my-project --config - < .vendetta/config.yaml\n  vendetta workspace create my-project --cpu 2 --memory 4G --env RUST_LOG=debug"
+    )]
     Create(Create),
 
     /// Bring a workspace up
