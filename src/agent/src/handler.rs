@@ -156,6 +156,20 @@ impl Handler for ConnectionHandler {
         Ok(())
     }
 
+    /// A session answers in its turn, after the requests before this one.
+    async fn other_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        _data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if !self.sessions.contains_key(&channel) {
+            session.channel_failure(channel)?;
+        }
+        Ok(())
+    }
+
     async fn tcpip_forward(
         &mut self,
         address: &str,

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::{Mode, fchmod};
-use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
+use nix::sys::termios::{SetArg, tcgetattr, tcsendbreak, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
 use russh::Pty as ModeCode;
 use tokio::io::unix::AsyncFd;
@@ -110,6 +110,11 @@ impl Master {
     /// Those of the ioctl.
     pub fn resize(&self, size: Size) -> io::Result<()> {
         set_controlling_size(self.0.get_ref().as_fd(), &size.winsize())
+    }
+
+    /// Sends a break, which a pseudo-terminal hardly notices.
+    pub fn send_break(&self) -> bool {
+        tcsendbreak(self.0.get_ref(), 0).is_ok()
     }
 
     /// Reads what the process wrote; 0 when nobody has the other side open any more.

@@ -275,7 +275,7 @@ impl Session<'_> {
             () = hung_up => Ending::Vanished,
             () = connection.agent.stopping.cancelled() => Ending::Stopping,
             () = controlled => Ending::Vanished,
-            () = feed(connection, reader, writer.id(), input) => Ending::Vanished,
+            () = feed(connection, reader, writer, input) => Ending::Vanished,
         }
     }
 
@@ -300,12 +300,24 @@ impl Session<'_> {
 async fn feed(
     connection: &Connection,
     mut reader: ChannelReadHalf,
-    id: russh::ChannelId,
+    writer: &ChannelWriteHalf<Msg>,
     mut input: Input<'_>,
 ) {
     while let Some(message) = reader.wait().await {
         match message {
-            ChannelMsg::Data { data } => input.write(&data).await,
+            ChannelMsg::Data { data } => {
+                let taken = input.write(&data).await;
+                if !taken {
+                    // The client may stop to send (OpenSSH PROTOCOL section 2.1).
+                    let _ = writer.request(false, "eow@openssh.com", Vec::new()).await;
+                }
+            }
+            ChannelMsg::OtherRequest {
+                name, want_reply, ..
+            } => {
+                let accepted = name == "break" && input.send_break();
+                reply(connection, writer.id(), want_reply, accepted).await;
+            }
             ChannelMsg::Eof | ChannelMsg::Close => input.end(),
             ChannelMsg::RequestPty { want_reply, .. }
             | ChannelMsg::RequestShell { want_reply }
@@ -313,7 +325,7 @@ async fn feed(
             | ChannelMsg::RequestSubsystem { want_reply, .. }
             | ChannelMsg::RequestX11 { want_reply, .. }
             | ChannelMsg::SetEnv { want_reply, .. } => {
-                reply(connection, id, want_reply, false).await
+                reply(connection, writer.id(), want_reply, false).await
             }
             _ => {}
         }

@@ -122,6 +122,7 @@ pub async fn receive(
                 }
                 (want_reply, setup.display.is_some())
             }
+            ChannelMsg::OtherRequest { want_reply, .. } => (want_reply, false),
             // The handler has answered it.
             ChannelMsg::AgentForward { .. } => {
                 setup.agent = true;

@@ -103,9 +103,9 @@ pub enum Input<'a> {
 }
 
 impl Input<'_> {
-    /// Gives `data` to the process. When it takes no more, the stream is closed
-    /// and later data is dropped, as for a local pipe.
-    pub async fn write(&mut self, data: &[u8]) {
+    /// Gives `data` to the process. False, once, when it takes no more: then
+    /// the stream is closed and later data is dropped, as for a local pipe.
+    pub async fn write(&mut self, data: &[u8]) -> bool {
         let written = match self {
             Self::Pipe(None) => Ok(()),
             Self::Pipe(Some(pipe)) => write_pipe(pipe, data).await,
@@ -113,6 +113,15 @@ impl Input<'_> {
         };
         if written.is_err() {
             self.end();
+        }
+        written.is_ok()
+    }
+
+    /// Sends a break (RFC 4335); false when there is no terminal.
+    pub fn send_break(&self) -> bool {
+        match self {
+            Self::Pipe(_) => false,
+            Self::Terminal(master) => master.send_break(),
         }
     }
 

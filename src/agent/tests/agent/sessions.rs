@@ -100,6 +100,22 @@ fn a_command_that_reads_no_input_ends_though_more_is_sent() {
 }
 
 #[test]
+fn a_client_is_told_that_nobody_reads_its_input() {
+    let agent = Agent::start();
+    let client = agent
+        .ssh()
+        .args(["-v", "ws", "exec <&-; sleep 1; exit 7"])
+        .stdin(std::fs::File::open("/dev/zero").unwrap())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(7));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("rtype eow@openssh.com"), "{log}");
+}
+
+#[test]
 fn output_can_end_before_the_command_does() {
     let agent = Agent::start();
     let mut client = agent
