@@ -14,6 +14,7 @@ mod lifecycle;
 mod progress;
 mod prompt;
 mod status;
+mod terminal;
 mod text;
 pub mod user;
 mod words;
