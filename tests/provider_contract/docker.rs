@@ -113,3 +113,18 @@ async fn limits_name_and_user_reach_the_container() {
         Some("/.vendetta/agent")
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_disk_belongs_to_the_user_of_the_config_and_a_used_one_stays_as_it_is() {
+    let subject = Subject::docker();
+    let mut environment = subject.environment();
+    environment.config.user = Some("dev".to_owned());
+    let placement = subject.up(&environment).await;
+    assert_eq!(placement.user.as_deref(), Some("dev"));
+    let owner = subject.ssh_as("dev", &placement, "touch mine && stat -c %U . mine");
+    assert_eq!(owner.ok().text(), "dev\ndev\n");
+    subject.says(&placement, "chown root:root .");
+    environment.generation = 2;
+    let placement = subject.up(&environment).await;
+    assert_eq!(subject.says(&placement, "stat -c %U . mine"), "root\ndev");
+}

@@ -135,7 +135,7 @@ impl Subject {
             host_certificate: None,
             gateway_keys: vec![key.trim().to_owned()],
             listen: placement.listen.clone(),
-            user: placement.default_user.clone(),
+            user: placement.user.clone(),
             env: environment.config.env.clone(),
             workdir: Some(placement.workdir.clone()),
         };
@@ -164,8 +164,13 @@ impl Subject {
         panic!("the agent at {placement:?} does not answer");
     }
 
-    /// A command in the environment, through its agent.
+    /// A command in the environment, through its agent, as root.
     pub fn ssh(&self, placement: &Placement, command: &str) -> Run {
+        self.ssh_as("root", placement, command)
+    }
+
+    /// A command in the environment, through its agent.
+    pub fn ssh_as(&self, user: &str, placement: &Placement, command: &str) -> Run {
         let Endpoint::Unix(socket) = &placement.endpoint else {
             panic!("not a unix socket: {placement:?}");
         };
@@ -184,7 +189,7 @@ impl Subject {
         for option in options {
             run = run.arg("-o").arg(option);
         }
-        run.arg("root@workspace").arg(command)
+        run.arg(format!("{user}@workspace")).arg(command)
     }
 
     /// What a command in the environment says.

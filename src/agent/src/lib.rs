@@ -13,11 +13,13 @@
 //! | `session` | a session channel: requests, then one process |
 //! | `forward` | dialling, listening and splicing |
 //! | `process` | spawning, reaping and ending processes; the only `unsafe` code |
+//! | `disk` | a fresh disk is handed to its user |
 //! | [`users`] | /etc/passwd and /etc/group |
 //! | [`sftp`] | the SFTP server for environments without one |
 
 pub mod config;
 mod connection;
+mod disk;
 mod environment;
 mod forward;
 mod handler;

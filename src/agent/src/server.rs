@@ -111,6 +111,14 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         stopping: CancellationToken::new(),
         closing: CancellationToken::new(),
     });
+    let default_user = agent.settings.user.as_deref();
+    if let (Some(directory), Some(user)) = (
+        &agent.settings.workdir,
+        default_user.and_then(|user| agent.users.by_specification(user)),
+    ) && let Err(error) = crate::disk::hand_over(directory, &user)
+    {
+        tracing::warn!(directory = %directory.display(), %error, "working directory");
+    }
     let reaping = {
         let agent = Arc::clone(&agent);
         tokio::spawn(async move { agent.reaper.run().await })

@@ -56,8 +56,8 @@ pub struct Placement {
     pub endpoint: Endpoint,
     /// Working directory of sessions, as the agent sees it.
     pub workdir: PathBuf,
-    /// User of sessions when the config names none.
-    pub default_user: Option<String>,
+    /// User of sessions, as an image's USER is written; none: the agent's own.
+    pub user: Option<String>,
 }
 
 /// Where an agent is reached from its node.

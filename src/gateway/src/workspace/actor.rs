@@ -14,7 +14,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::entry::{Entry, Message, Snapshot};
 use super::error::Explain;
-use super::manager::{AgentTarget, Services};
+use super::manager::AgentTarget;
+use super::services::Services;
 use super::state::{Desired, Effect, Event, Found, Machine, Outcome, Phase, Record, Request, Work};
 use super::{ErrorKind, Failure, Operation, ProgressSink, WorkspaceError, work};
 use crate::provider::Context;

@@ -10,6 +10,7 @@ mod error;
 mod id;
 mod manager;
 mod operation;
+mod services;
 mod spec;
 mod state;
 mod status;

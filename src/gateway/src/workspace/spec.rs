@@ -135,6 +135,10 @@ impl Spec {
             "resources are stored; provider host does not limit them",
         );
         note(
+            self.provider == ProviderKind::Host && config.user.is_some(),
+            "user is stored; provider host runs sessions as the gateway's own user",
+        );
+        note(
             self.provider != ProviderKind::Docker && config.docker.is_some(),
             "section docker is stored; another provider is used",
         );
@@ -234,7 +238,7 @@ fn check_common(config: &ProjectConfig) -> Result<(), WorkspaceError> {
         )));
     }
     if let Some(user) = &config.user {
-        let odd = |c: char| c.is_whitespace() || c.is_control() || c == ':' || c == '/';
+        let odd = |c: char| c.is_whitespace() || c.is_control() || c == '/';
         if user.is_empty() || user.len() > 256 || user.contains(odd) {
             return Err(refuse(format!(
                 "user: {user:?} is not a user name or number"
@@ -334,7 +338,7 @@ mod tests {
                 2,
             ),
             (
-                serde_json::json!({"docker": {"image": "x"}, "user": "a:b"}),
+                serde_json::json!({"docker": {"image": "x"}, "user": "a b"}),
                 "user",
                 2,
             ),

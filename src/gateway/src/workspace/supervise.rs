@@ -9,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::WorkspaceId;
 use super::entry::Message;
-use super::manager::Services;
+use super::services::Services;
 use crate::provider::{Provider, ProviderError};
 
 /// Everything is looked at so often, whatever the engine reports.

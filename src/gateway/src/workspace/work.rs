@@ -1,17 +1,16 @@
 //! The work on an environment: idempotent, and safe to cut off anywhere.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep, timeout};
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
-use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::certify_host;
 
 use super::entry::Entry;
 use super::error::Explain;
-use super::manager::{AgentTarget, Services};
+use super::manager::AgentTarget;
+use super::services::Services;
 use super::{ErrorKind, WorkspaceError};
 use crate::node::{ByteStream, NodeTransport};
 use crate::provider::{
@@ -135,10 +134,7 @@ fn agent_config(
         host_certificate: Some(certificate.map_err(|error| error.explain(&about))?),
         gateway_keys: vec![services.agent_login_key.to_string()],
         listen: placement.listen.clone(),
-        user: config
-            .user
-            .clone()
-            .or_else(|| placement.default_user.clone()),
+        user: placement.user.clone(),
         env: config.env.clone(),
         workdir: Some(placement.workdir.clone()),
     };
@@ -209,11 +205,3 @@ async fn open(
         Endpoint::Tcp { host, port } => node.open_tcp(host, *port).await,
     }
 }
-
-/// Whether a provider needs the permission that `allow_host` gives.
-pub(super) fn needs_permission(provider: ProviderKind) -> bool {
-    provider == ProviderKind::Host
-}
-
-/// A node and one of its providers.
-pub(super) type Place = (Arc<dyn NodeTransport>, Arc<dyn Provider>);

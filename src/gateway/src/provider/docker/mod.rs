@@ -8,6 +8,7 @@
 mod container;
 mod engine;
 mod pull;
+mod resources;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,9 +17,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bollard::errors::Error;
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
-    ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-    RemoveVolumeOptionsBuilder, StopContainerOptionsBuilder,
+    EventsOptionsBuilder, LogsOptionsBuilder, RemoveVolumeOptionsBuilder,
+    StopContainerOptionsBuilder,
 };
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
@@ -33,10 +33,7 @@ use super::{
 use crate::node::NodeTransport;
 use crate::workspace::{Found, WORKSPACE_DIR, WorkspaceId};
 use container::{Container, GATEWAY, RUN, WORKSPACE, labelled, workspace_of};
-use engine::{Engine, is_absent, is_conflict};
-
-/// How long the engine may take to remove a container that it is removing already.
-const REMOVAL_LIMIT: Duration = Duration::from_secs(60);
+use engine::{Engine, is_absent};
 
 /// How long the engine may take to make a container that somebody else asked for.
 const CREATION_LIMIT: Duration = Duration::from_secs(30);
@@ -67,149 +64,6 @@ impl Docker {
             engine: Engine::new(node, socket, tracker),
             gateway_id,
         }
-    }
-
-    /// Containers of ours with a label.
-    async fn containers(&self, label: &str, value: &str) -> Result<Vec<Container>, ProviderError> {
-        let found = self.summaries(label, value).await?;
-        Ok(found
-            .into_iter()
-            .filter_map(Container::from_summary)
-            .collect())
-    }
-
-    async fn summaries(
-        &self,
-        label: &str,
-        value: &str,
-    ) -> Result<Vec<bollard::models::ContainerSummary>, ProviderError> {
-        let mut filters = labelled(label, value);
-        if let Some(labels) = filters.get_mut("label") {
-            labels.push(format!("{GATEWAY}={}", self.gateway_id));
-        }
-        let options = ListContainersOptionsBuilder::default()
-            .all(true)
-            .filters(&filters)
-            .build();
-        let client = self.engine.client().await?;
-        client
-            .list_containers(Some(options))
-            .await
-            .map_err(|error| self.engine.failed("list containers", error))
-    }
-
-    async fn of(&self, id: &WorkspaceId) -> Result<Vec<Container>, ProviderError> {
-        self.containers(WORKSPACE, id.as_str()).await
-    }
-
-    /// The one container of a workspace.
-    async fn only(&self, id: &WorkspaceId) -> Result<Container, ProviderError> {
-        let mut found = self.of(id).await?;
-        found.sort_by_key(|container| container.generation);
-        found.pop().ok_or(ProviderError::NoEnvironment)
-    }
-
-    async fn remove(&self, container: &Container) -> Result<(), ProviderError> {
-        let options = RemoveContainerOptionsBuilder::default().force(true).v(true);
-        let client = self.engine.patient(REMOVAL_LIMIT).await?;
-        match client
-            .remove_container(&container.id, Some(options.build()))
-            .await
-        {
-            Ok(()) => Ok(()),
-            Err(error) if is_absent(&error) => Ok(()),
-            Err(error) => Err(self.engine.failed("remove container", error)),
-        }
-    }
-
-    /// Removes all containers of a workspace but those that `keep` names, and
-    /// waits for removals that somebody else began.
-    async fn remove_all(
-        &self,
-        id: &WorkspaceId,
-        keep: impl Fn(&Container) -> bool,
-    ) -> Result<(), ProviderError> {
-        let deadline = Instant::now() + REMOVAL_LIMIT;
-        let mut pause = Duration::ZERO;
-        loop {
-            let mut found = self.of(id).await?;
-            found.retain(|container| !keep(container));
-            if found.is_empty() {
-                return Ok(());
-            }
-            for container in &found {
-                match self.remove(container).await {
-                    Err(error) if Instant::now() >= deadline => return Err(error),
-                    Err(error) => tracing::debug!(%id, %error, "removing a container"),
-                    Ok(()) => {}
-                }
-            }
-            if Instant::now() >= deadline {
-                return Err(self
-                    .engine
-                    .unavailable("it keeps a removed container".to_owned(), None));
-            }
-            sleep(pause).await;
-            pause = Duration::from_millis(100);
-        }
-    }
-
-    async fn make(
-        &self,
-        environment: &Environment,
-        image: &ImageReference,
-        image_user: &str,
-    ) -> Result<(), ProviderError> {
-        let client = self.engine.client().await?;
-        client
-            .create_volume(container::volume(&environment.id, &self.gateway_id))
-            .await
-            .map_err(|error| self.engine.failed("create volume", error))?;
-        let name = container::container_name(environment);
-        let deadline = Instant::now() + CREATION_LIMIT;
-        loop {
-            let options = CreateContainerOptionsBuilder::default().name(&name).build();
-            let body = container::body(environment, &self.gateway_id, image, image_user);
-            match client.create_container(Some(options), body).await {
-                Ok(_) => return Ok(()),
-                Err(error) if is_conflict(&error) && Instant::now() < deadline => {
-                    // A call that somebody gave up waiting for has the name: it
-                    // either becomes the container, or gives the name back.
-                    let there = self.of(&environment.id).await?;
-                    if there
-                        .iter()
-                        .any(|c| c.generation == Some(environment.generation))
-                    {
-                        return Ok(());
-                    }
-                    sleep(Duration::from_millis(50)).await;
-                }
-                Err(error) => return Err(self.engine.failed(engine::CREATE, error)),
-            }
-        }
-    }
-
-    async fn volumes(
-        &self,
-        label: &str,
-        value: &str,
-    ) -> Result<Vec<bollard::models::Volume>, ProviderError> {
-        let options = ListVolumesOptionsBuilder::default()
-            .filters(&labelled(label, value))
-            .build();
-        let client = self.engine.client().await?;
-        let found = client
-            .list_volumes(Some(options))
-            .await
-            .map_err(|error| self.engine.failed("list volumes", error))?;
-        let ours =
-            |volume: &bollard::models::Volume| volume.labels.get(GATEWAY) == Some(&self.gateway_id);
-        Ok(found
-            .volumes
-            .unwrap_or_default()
-            .into_iter()
-            .filter(ours)
-            .collect())
     }
 }
 
@@ -269,7 +123,7 @@ impl Provider for Docker {
             listen: PathBuf::from(RUN).join("agent.sock"),
             endpoint: Endpoint::Unix(environment.run_dir.join("agent.sock")),
             workdir: PathBuf::from(WORKSPACE_DIR),
-            default_user: container.user,
+            user: environment.config.user.clone().or(container.user),
         })
     }
 

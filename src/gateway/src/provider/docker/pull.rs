@@ -35,7 +35,7 @@ pub(super) async fn ensure_image(
         .ok_or_else(|| absent(image, "the engine does not have it after pulling it"))
 }
 
-/// The user that an image names, less its group; none when the engine does not
+/// The user that an image names, empty for none; none when the engine does not
 /// have the image.
 async fn user_of(engine: &Engine, image: &ImageReference) -> Result<Option<String>, ProviderError> {
     match engine
@@ -46,8 +46,7 @@ async fn user_of(engine: &Engine, image: &ImageReference) -> Result<Option<Strin
     {
         Ok(inspected) => {
             let user = inspected.config.and_then(|config| config.user);
-            let user = user.unwrap_or_default();
-            Ok(Some(user.split(':').next().unwrap_or_default().to_owned()))
+            Ok(Some(user.unwrap_or_default()))
         }
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(engine.failed("inspect image", error)),

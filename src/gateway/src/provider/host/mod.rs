@@ -1,14 +1,8 @@
 //! Directories of the node itself, without isolation: the agent is a process
 //! of the node that outlives the gateway.
-//!
-//! The process is known by its pid file, the start time in it and its
-//! arguments, so that a number that the kernel gave to somebody else is never
-//! taken for it. It writes the pid file itself before it becomes the agent, and
-//! gives up when the file names one that lives; so a crash of the gateway at
-//! any point leaves neither an unknown agent nor two.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +14,15 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use vendetta_proto::spec::ProviderKind;
 
+mod process;
+
 use super::{
     Context, Endpoint, Environment, Exit, LogOptions, LogStream, Placement, Provider,
     ProviderError, run_dir,
 };
 use crate::node::{Command, NodeTransport};
 use crate::workspace::{Found, WorkspaceId};
+use process::{LAUNCH, Process, is_agent_of, parse_pid_file, start_time};
 
 /// How often processes are looked at for [`Provider::changes`].
 const LOOK: Duration = Duration::from_secs(1);
@@ -39,41 +36,11 @@ const LAUNCH_LIMIT: Duration = Duration::from_secs(15);
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// `sh -c LAUNCH sh RUN_DIR AGENT`: starts the agent in a session of its own
-/// and returns. proc(5): in /proc/PID/stat, after the command in parentheses,
-/// the state is the first field (Z: dead, but not waited for) and the start time
-/// the 20th.
-const LAUNCH: &str = r#"
-cd "$1/workspace" || exit 1
-[ "$(wc -c <"$1/agent.log" 2>/dev/null || echo 0)" -lt 10485760 ] || mv -f "$1/agent.log" "$1/agent.log.1"
-exec </dev/null >>"$1/agent.log" 2>&1 || exit 1
-setsid sh -c '
-    started() {
-        IFS= read -r stat <"/proc/$1/stat" || return 1
-        set -- ${stat##*) }
-        [ "$1" != Z ] && echo "${20}"
-    } 2>/dev/null
-    exec 9>"$1/agent.lock" && flock -w 10 9 || exit 1
-    if read -r pid start <"$1/agent.pid" && [ "$(started "$pid")" = "$start" ]; then exit 0; fi 2>/dev/null
-    echo "$$ $(started $$)" >"$1/agent.pid.new" && mv -f "$1/agent.pid.new" "$1/agent.pid" || exit 1
-    exec 9>&-
-    exec "$2" serve --config "$1/agent.json"
-' agent "$1" "$2" &
-"#;
-
 /// What says that a directory is an environment of ours.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Marker {
     gateway: String,
     generation: u64,
-}
-
-/// A process, told apart from a later one of the same number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Process {
-    pid: u32,
-    /// Clock ticks since the node's boot.
-    started: u64,
 }
 
 /// Directories of a node.
@@ -237,7 +204,7 @@ impl Provider for Host {
             listen: dir.join("agent.sock"),
             endpoint: Endpoint::Unix(dir.join("agent.sock")),
             workdir: dir.join("workspace"),
-            default_user: None,
+            user: None,
         })
     }
 
@@ -394,68 +361,5 @@ impl Provider for Host {
                 Err(error) => stream::once(std::future::ready(Err(error))).right_stream(),
             })
             .boxed())
-    }
-}
-
-fn parse_pid_file(content: &[u8]) -> Option<Process> {
-    let text = std::str::from_utf8(content).ok()?;
-    let (pid, started) = text.trim().split_once(' ')?;
-    Some(Process {
-        pid: pid.parse().ok()?,
-        started: started.parse().ok()?,
-    })
-}
-
-/// Start time in /proc/PID/stat (proc(5), field 22).
-fn start_time(stat: &[u8]) -> Option<u64> {
-    let text = String::from_utf8_lossy(stat);
-    let (_, after) = text.rsplit_once(") ")?;
-    after.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-/// Whether /proc/PID/cmdline is that of the agent of this directory, or of the
-/// shell that becomes it: one argument is the directory, or the config in it.
-fn is_agent_of(cmdline: &[u8], dir: &Path) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    let config = dir.join("agent.json");
-    cmdline.split(|byte| *byte == 0).any(|argument| {
-        argument == config.as_os_str().as_bytes() || argument == dir.as_os_str().as_bytes()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_is_known_by_number_start_time_and_arguments() {
-        assert_eq!(
-            parse_pid_file(b"12 345\n"),
-            Some(Process {
-                pid: 12,
-                started: 345
-            })
-        );
-        for bad in [&b""[..], b"12", b"12 x", b"-1 5", b"\xff 1"] {
-            assert_eq!(parse_pid_file(bad), None);
-        }
-        let stat = b"12 (odd ) name) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 345 0 0";
-        assert_eq!(start_time(stat), Some(345));
-        assert_eq!(start_time(b"12 (x)"), None);
-        let dir = Path::new("/s/w/0a1b2c3d");
-        let cmdline = b"/s/agent/abc\0serve\0--config\0/s/w/0a1b2c3d/agent.json\0";
-        assert!(is_agent_of(cmdline, dir));
-        assert!(is_agent_of(
-            b"sh\0-c\0...\0agent\0/s/w/0a1b2c3d\0/s/agent/abc\0",
-            dir
-        ));
-        assert!(!is_agent_of(cmdline, Path::new("/s/w/ffffffff")));
-        assert!(!is_agent_of(b"", dir));
-    }
-
-    #[test]
-    fn our_own_start_time_is_read_as_the_kernel_writes_it() {
-        let stat = std::fs::read("/proc/self/stat").unwrap();
-        assert!(start_time(&stat).is_some());
     }
 }
