@@ -100,7 +100,12 @@ impl Actor {
                         // Who asked may be gone; what they asked for is not.
                         let _ = reply.send(operation);
                     }
-                    Some(Message::Look) => self.look().await,
+                    Some(Message::Look(done)) => {
+                        self.look().await;
+                        if let Some(done) = done {
+                            let _ = done.send(());
+                        }
+                    }
                     None => return,
                 }
             }

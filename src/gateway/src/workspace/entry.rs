@@ -16,8 +16,9 @@ use super::{Failure, Operation, Spec, WorkspaceStatus};
 pub(super) enum Message {
     /// Somebody asks for something and wants to watch it.
     Ask(Request, oneshot::Sender<Operation>),
-    /// Something may have happened to the environment: look.
-    Look,
+    /// Something may have happened to the environment: look, and tell whoever
+    /// waits for it.
+    Look(Option<oneshot::Sender<()>>),
 }
 
 /// What changes, as of the actor's latest step.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vendetta_proto::spec::ProviderKind;
@@ -113,11 +113,22 @@ impl Services {
         })
     }
 
-    /// Has a workspace looked at.
+    /// Has a workspace looked at some time soon.
+    pub(super) async fn look_soon(&self, id: &WorkspaceId) {
+        if let Some(entry) = self.by_id(id) {
+            // Gone meanwhile: then there is nothing to look at.
+            let _ = entry.inbox.send(Message::Look(None)).await;
+        }
+    }
+
+    /// Has a workspace looked at, and waits for that.
     pub(super) async fn look(&self, id: &WorkspaceId) {
         if let Some(entry) = self.by_id(id) {
             // Gone meanwhile: then there is nothing to look at.
-            let _ = entry.inbox.send(Message::Look).await;
+            let (done, looked) = oneshot::channel();
+            if entry.inbox.send(Message::Look(Some(done))).await.is_ok() {
+                let _ = looked.await;
+            }
         }
     }
 

@@ -56,7 +56,7 @@ async fn watch(
                 Some(id) => {
                     let id = id?;
                     if services.by_id(&id).is_some() {
-                        services.look(&id).await;
+                        services.look_soon(&id).await;
                     } else {
                         remove(provider, &id).await;
                     }
@@ -80,7 +80,7 @@ async fn sweep(services: &Services, provider: &dyn Provider) -> Result<(), Provi
     for entry in services.entries() {
         if entry.spec.provider == provider.kind() {
             // One that is too busy to be told has something better to do.
-            let _ = entry.inbox.try_send(Message::Look);
+            let _ = entry.inbox.try_send(Message::Look(None));
         }
     }
     Ok(())
