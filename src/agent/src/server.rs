@@ -5,6 +5,7 @@
 //!      ──▶ all gone | grace over, SIGKILL ──▶ exit 0
 //! ```
 
+use std::collections::HashSet;
 use std::future::pending;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
@@ -253,27 +254,28 @@ async fn stop(agent: &Agent) {
     agent.tasks.close();
     agent.stopping.cancel();
     let ended = async {
-        while signal_all(Signal::SIGTERM) > 0 {
+        // Each process once: to many, a second SIGTERM means "at once".
+        let mut told = HashSet::new();
+        loop {
+            let processes = descendants();
+            if processes.is_empty() {
+                break;
+            }
+            for pid in processes.into_iter().filter(|pid| told.insert(*pid)) {
+                let _ = kill(pid, Signal::SIGTERM);
+            }
             sleep(STOP_POLL).await;
         }
         agent.sessions.wait().await;
     };
     if timeout(STOP_GRACE, ended).await.is_err() {
-        tracing::warn!(
-            processes = signal_all(Signal::SIGKILL),
-            "killed what did not stop in time"
-        );
+        let left = descendants();
+        for pid in &left {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        tracing::warn!(processes = left.len(), "killed what did not stop in time");
         let _ = timeout(CLOSE_GRACE, agent.sessions.wait()).await;
     }
     agent.closing.cancel();
     let _ = timeout(CLOSE_GRACE, agent.tasks.wait()).await;
-}
-
-/// Signals every descendant and says how many there are.
-fn signal_all(signal: Signal) -> usize {
-    let processes = descendants();
-    for pid in &processes {
-        let _ = kill(*pid, signal);
-    }
-    processes.len()
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use russh::server::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::net::unix::pipe;
@@ -57,8 +58,6 @@ enum Ending {
     Finished,
     /// The client closed the channel or its connection is lost.
     Vanished,
-    /// The agent stops.
-    Stopping,
 }
 
 /// Runs `program` and serves the channel until the process has ended or was told to.
@@ -93,15 +92,6 @@ pub async fn run(
     {
         Ending::Finished => {}
         Ending::Vanished => session.hang_up().await,
-        Ending::Stopping => {
-            let text = format!(
-                "\r\nvendetta: workspace {} is stopping\r\n",
-                connection.agent.settings.workspace
-            );
-            let goodbye = writer.extended_data_bytes(STDERR, text.into_bytes());
-            let _ = timeout(GOODBYE_TIMEOUT, goodbye).await;
-            session.hang_up().await;
-        }
     }
 }
 
@@ -273,7 +263,7 @@ impl Session<'_> {
             () = finished => Ending::Finished,
             () = connection.gone.cancelled() => Ending::Vanished,
             () = hung_up => Ending::Vanished,
-            () = connection.agent.stopping.cancelled() => Ending::Stopping,
+            () = stopped(connection, writer, leader, exited) => Ending::Vanished,
             () = controlled => Ending::Vanished,
             () = feed(connection, reader, writer, input) => Ending::Vanished,
         }
@@ -283,9 +273,7 @@ impl Session<'_> {
     /// grace SIGKILL. A daemon in a session of its own is in no group of ours.
     async fn hang_up(&mut self) {
         let reaped = self.exited.load(Ordering::Relaxed);
-        signal_group(self.child.pid, Signal::SIGHUP, reaped);
-        // A stopped process gets its SIGHUP only once it continues.
-        signal_group(self.child.pid, Signal::SIGCONT, reaped);
+        hang_up_group(self.child.pid, reaped);
         if !reaped {
             match timeout(HANGUP_GRACE, &mut self.child.exit).await {
                 Ok(Ok(status)) => report(self.connection, self.writer, status).await,
@@ -293,6 +281,29 @@ impl Session<'_> {
             }
         }
     }
+}
+
+/// When the agent stops, says so and hangs up the process group, whose last
+/// words still reach the client. Never ends: the stop ends the processes.
+async fn stopped(
+    connection: &Connection,
+    writer: &ChannelWriteHalf<Msg>,
+    leader: Pid,
+    exited: &AtomicBool,
+) {
+    connection.agent.stopping.cancelled().await;
+    let workspace = &connection.agent.settings.workspace;
+    let text = format!("\r\nvendetta: workspace {workspace} is stopping\r\n");
+    let goodbye = writer.extended_data_bytes(STDERR, text.into_bytes());
+    let _ = timeout(GOODBYE_TIMEOUT, goodbye).await;
+    hang_up_group(leader, exited.load(Ordering::Relaxed));
+    pending().await
+}
+
+/// Sends SIGHUP; a stopped process gets it only once it continues.
+fn hang_up_group(leader: Pid, reaped: bool) {
+    signal_group(leader, Signal::SIGHUP, reaped);
+    signal_group(leader, Signal::SIGCONT, reaped);
 }
 
 /// Gives the client's data to the process, and refuses requests that come too

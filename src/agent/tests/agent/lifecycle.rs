@@ -70,6 +70,28 @@ fn a_stop_tells_sessions_and_ends_all_processes() {
 }
 
 #[test]
+fn a_stop_asks_each_process_once_and_waits_for_it() {
+    let mut agent = Agent::start();
+    let count = agent.path("count");
+    let command = format!(
+        "trap 'echo asked >>{0}; for i in 1 2 3 4 5 6; do sleep 0.1; done; echo ended >>{0}; exit' TERM; trap '' HUP; echo ready; while :; do sleep 0.1; done",
+        count.display()
+    );
+    let mut client = agent
+        .ssh()
+        .args(["ws", &command])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!(first_line(&mut client), "ready");
+    agent.terminate();
+    assert!(agent.process.wait().unwrap().success());
+    finish(&mut client);
+    assert_eq!(std::fs::read_to_string(count).unwrap(), "asked\nended\n");
+}
+
+#[test]
 fn as_pid_1_it_reaps_orphans_and_keeps_its_own_statuses() {
     if !is_root() {
         return;
