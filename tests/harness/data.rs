@@ -50,3 +50,9 @@ pub fn random_bytes(seed: u64, length: usize) -> Vec<u8> {
 pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
+
+/// `bytes` in lower-case hexadecimal.
+#[must_use]
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    hex::encode(bytes)
+}

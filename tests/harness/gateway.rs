@@ -239,16 +239,10 @@ impl Gateway {
     }
 
     /// A new user of role `member`.
-    #[must_use]
     pub fn member(&self, name: &str) -> Client {
         let client = self.stranger(name);
-        self.admin
-            .control(&format!("user add {name} --role member"))
-            .ok();
-        self.admin
-            .control(&format!("key add {name} -"))
-            .stdin(client.public_key())
-            .ok();
+        let line = format!("user add {name} --role member --key -");
+        self.control(&line).stdin(client.public_key()).ok();
         client
     }
 
@@ -280,6 +274,23 @@ impl Gateway {
             .ok();
     }
 
+    /// Writes the file `path` in the workspace `name`.
+    pub fn put(&self, name: &str, path: &str, content: impl Into<Vec<u8>>) {
+        self.exec(name, &format!("cat >{path}")).stdin(content).ok();
+    }
+
+    /// Starts a server in the workspace `name` that sends back what it gets; `address` is
+    /// `tcp HOST PORT` or `unix PATH`.
+    pub fn echo_server(&self, name: &str, address: &str) {
+        self.put(
+            name,
+            "/tmp/echo-server.py",
+            include_str!("../fixtures/echo-server.py"),
+        );
+        self.exec(name, &format!("python3 /tmp/echo-server.py {address}"))
+            .ok();
+    }
+
     /// `ssh LOGIN@gateway` as the administrator.
     #[must_use]
     pub fn ssh(&self, login: &str) -> Run {
@@ -296,6 +307,37 @@ impl Gateway {
     #[must_use]
     pub fn control(&self, command: &str) -> Run {
         self.admin.control(command)
+    }
+
+    /// The state of the workspace `name`: "running", "stopped", …
+    ///
+    /// # Panics
+    /// When there is no such workspace.
+    #[must_use]
+    pub fn state(&self, name: &str) -> String {
+        let run = self
+            .control(&format!("workspace status {name} --json"))
+            .ok();
+        run.json()["workspace"]["state"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no state: {run}"))
+            .to_owned()
+    }
+
+    /// Names of all workspaces, sorted.
+    ///
+    /// # Panics
+    /// When they cannot be listed.
+    #[must_use]
+    pub fn workspaces(&self) -> Vec<String> {
+        let list = self.control("workspace list --json").ok().json();
+        let list = list["workspaces"].as_array().expect("a list of workspaces");
+        let mut names: Vec<String> = list
+            .iter()
+            .map(|workspace| workspace["name"].as_str().expect("a name").to_owned())
+            .collect();
+        names.sort();
+        names
     }
 
     /// Its process.

@@ -5,13 +5,15 @@ use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::pty::{Winsize, openpty};
 use nix::sys::signal::Signal;
+use nix::unistd::ttyname;
 use sha2::{Digest, Sha256};
 
 use crate::{PATIENCE, Process};
@@ -26,6 +28,9 @@ pub struct Run {
     digest: bool,
     limit: Duration,
 }
+
+/// What a running program reads from.
+type Stdin = Box<dyn Write + Send>;
 
 #[derive(Debug)]
 enum Input {
@@ -177,12 +182,9 @@ impl Run {
         if input.is_some() {
             self.command.stdin(Stdio::piped());
         }
-        let mut child = self
-            .command
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot run {line}: {error}"));
-        let mut stdin = child.stdin.take();
-        if let (Some((bytes, times)), true) = (input, stdin.is_some())
+        let mut child = started(&mut self.command);
+        let mut stdin = child.stdin.take().map(|pipe| Box::new(pipe) as Stdin);
+        if let Some((bytes, times)) = input
             && times > 0
             && let Some(mut pipe) = stdin.take()
         {
@@ -211,11 +213,61 @@ impl Run {
             stdin,
             stdout,
             stderr,
+            terminal: None,
             started: Instant::now(),
             limit: self.limit,
             ended: None,
         }
     }
+
+    /// Starts it with stdin and stdout on a new terminal of `rows` and `columns`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_on_terminal(mut self, rows: u16, columns: u16) -> Running {
+        let line = Line::of(&self.command);
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = openpty(Some(&size), None).expect("opening a terminal");
+        let terminal = ttyname(&pty.slave).expect("a terminal has a name");
+        let slave = || pty.slave.try_clone().expect("duplicating a terminal");
+        self.command
+            .stdin(slave())
+            .stdout(slave())
+            .stderr(Stdio::piped());
+        let mut child = started(&mut self.command);
+        // The command keeps its copies of the terminal; with them its end would never be seen.
+        drop(self.command);
+        let stderr = child
+            .stderr
+            .take()
+            .map(|pipe| Sink::fill(pipe, false))
+            .unwrap_or_default();
+        let master = File::from(pty.master);
+        let reader = master.try_clone().expect("duplicating a terminal");
+        Running {
+            child,
+            line,
+            stdin: Some(Box::new(master)),
+            stdout: Sink::fill(reader, self.digest),
+            stderr,
+            terminal: Some(terminal),
+            started: Instant::now(),
+            limit: self.limit,
+            ended: None,
+        }
+    }
+}
+
+fn started(command: &mut Command) -> Child {
+    command
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run {}: {error}", Line::of(command)))
 }
 
 /// A command line as one would type it, for messages.
@@ -319,9 +371,10 @@ impl Sink {
 pub struct Running {
     child: Child,
     line: Line,
-    stdin: Option<ChildStdin>,
+    stdin: Option<Stdin>,
     stdout: Sink,
     stderr: Sink,
+    terminal: Option<PathBuf>,
     started: Instant,
     limit: Duration,
     ended: Option<ExitStatus>,
@@ -360,9 +413,19 @@ impl Running {
         self.stdin = None;
     }
 
-    /// Takes its stdin away, to write to it from a thread.
-    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
-        self.stdin.take()
+    /// Changes the size of its terminal and tells it so.
+    ///
+    /// # Panics
+    /// When it was not started on one.
+    pub fn resize(&mut self, rows: u16, columns: u16) {
+        let terminal = self.terminal.as_ref().expect("it runs on a terminal");
+        let (rows, columns) = (rows.to_string(), columns.to_string());
+        Run::new("stty")
+            .arg("-F")
+            .arg(terminal)
+            .args(["rows", &rows, "cols", &columns])
+            .ok();
+        self.signal(Signal::SIGWINCH);
     }
 
     /// What stdout has given so far.
@@ -542,6 +605,16 @@ impl Finished {
     #[must_use]
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+
+    /// Its stdout as one JSON value.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.stdout)
+            .unwrap_or_else(|error| panic!("not JSON: {error}: {self}"))
     }
 
     /// Its stderr as text, without white space at the end.

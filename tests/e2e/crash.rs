@@ -1,0 +1,124 @@
+//! The gateway dies as in a power failure, at any moment of a workspace's life.
+
+use std::time::Duration;
+
+use vendetta_tests::{BUSYBOX, Gateway, Seeded, eventually};
+
+/// Repeats a run that failed: `VENDETTA_TEST_SEED=… cargo nextest run crash::`.
+fn seed() -> u64 {
+    let given = std::env::var("VENDETTA_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    given.unwrap_or(0x7665_6e64_6574_7461)
+}
+
+/// Longest time after the start of an operation at which the gateway is
+/// killed: each takes less, so that all of its steps are hit.
+const LONGEST: u64 = 1200;
+
+#[test]
+fn a_gateway_killed_20_times_at_random_points_leaves_no_orphan_and_loses_no_record() {
+    let mut gateway = Gateway::docker();
+    let mut random = Seeded::new(seed());
+    let config = format!("provider: docker\ndocker: {{image: \"{BUSYBOX}\"}}\n");
+    gateway.create("witness", &config);
+    gateway.control("workspace up witness").ok();
+    gateway.exec("witness", "echo kept >/workspace/file").ok();
+
+    for round in 0..20 {
+        let operation = ["create", "up", "down", "destroy"][round % 4];
+        // What each operation starts from.
+        if operation != "create" && !gateway.workspaces().contains(&"victim".to_owned()) {
+            gateway.create("victim", &config);
+        }
+        if ["down", "destroy"].contains(&operation) {
+            gateway.control("workspace up victim").ok();
+        }
+        let line = match operation {
+            "create" => "workspace create victim --config - --up",
+            "destroy" => "workspace destroy victim --yes",
+            "up" => "workspace up victim",
+            _ => "workspace down victim",
+        };
+        if operation == "create" && gateway.workspaces().contains(&"victim".to_owned()) {
+            gateway.control("workspace destroy victim --yes").ok();
+        }
+        let running = gateway.control(line).stdin(config.clone()).start();
+        let moment = random.below(LONGEST);
+        std::thread::sleep(Duration::from_millis(moment));
+        gateway.kill();
+        let acknowledged = running.finish().code() == 0;
+        gateway.start();
+        let context = format!(
+            "round {round}: killed {moment} ms into {operation}, acknowledged: {acknowledged}"
+        );
+        eprintln!("{context}");
+
+        let names = gateway.workspaces();
+        assert!(
+            names.contains(&"witness".to_owned()),
+            "{context}: a record is lost: {names:?}"
+        );
+        let mut there = names.contains(&"victim".to_owned());
+        match operation {
+            "up" | "down" => assert!(there, "{context}: a record is lost"),
+            "create" => assert!(
+                there || !acknowledged,
+                "{context}: an acknowledged record is lost"
+            ),
+            _ => assert!(!there || !acknowledged, "{context}: it came back"),
+        }
+        assert_eq!(
+            gateway.exec("witness", "cat /workspace/file").ok().text(),
+            "kept",
+            "{context}"
+        );
+        if there {
+            let up = gateway.control("workspace up victim").finish();
+            // A destruction that was decided is carried out after the restart.
+            there = operation != "destroy" || up.code() != 3;
+            assert!(!there || up.code() == 0, "{context}: {up}");
+        }
+        if there {
+            assert_eq!(
+                gateway.exec("victim", "echo alive").ok().text(),
+                "alive",
+                "{context}"
+            );
+        } else {
+            assert_eq!(gateway.workspaces(), ["witness"], "{context}");
+        }
+        // One container and one volume for each workspace, nothing else.
+        let expected = if there { 4 } else { 2 };
+        let mut found = Vec::new();
+        eventually(&format!("{context}: no orphan is left"), || {
+            found = gateway.resources();
+            found.len() == expected
+        });
+        let containers = found
+            .iter()
+            .filter(|name| name.starts_with("container "))
+            .count();
+        assert_eq!(containers, expected / 2, "{context}: {found:?}");
+    }
+    gateway.control("workspace destroy witness --yes").ok();
+    if gateway.workspaces().contains(&"victim".to_owned()) {
+        gateway.control("workspace destroy victim --yes").ok();
+    }
+    assert_eq!(gateway.resources(), Vec::<String>::new());
+}
+
+#[test]
+fn running_workspaces_outlive_their_gateway() {
+    let mut gateway = Gateway::with_workspace();
+    gateway
+        .exec("ws", "setsid -f sleep 4720 >/dev/null 2>&1")
+        .ok();
+    gateway.kill();
+    gateway.start();
+    assert_eq!(
+        gateway.exec("ws", "pgrep -xfc 'sleep 4720'").ok().text(),
+        "1"
+    );
+    assert_eq!(gateway.state("ws"), "running");
+}
