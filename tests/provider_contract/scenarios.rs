@@ -52,7 +52,7 @@ pub async fn what_was_made_twice_is_there_once_and_answers(subject: &Subject) {
         start_times(&subject.says(&first, "cat /proc/1/stat /proc/$PPID/stat")),
         start_times(&boot)
     );
-    assert_eq!(provider.list().await.unwrap(), [id.clone()]);
+    assert_eq!(provider.list().await.unwrap(), std::slice::from_ref(id));
 }
 
 /// Start times (proc(5), field 22) in lines of /proc/PID/stat: of PID 1 and of the agent.
@@ -102,7 +102,7 @@ pub async fn another_generation_replaces_the_environment_and_keeps_the_disk(subj
     );
     assert_eq!(subject.says(&placement, "cat file"), "kept");
     let found = subject.provider.list().await.unwrap();
-    assert_eq!(found, [environment.id.clone()]);
+    assert_eq!(found, std::slice::from_ref(&environment.id));
 }
 
 pub async fn destroyed_while_running_leaves_nothing(subject: &Subject) {
@@ -118,7 +118,10 @@ pub async fn destroyed_while_running_leaves_nothing(subject: &Subject) {
         Found::Absent
     );
     provider.destroy(&environment.id).await.unwrap();
-    assert_eq!(provider.list().await.unwrap(), [other.id.clone()]);
+    assert_eq!(
+        provider.list().await.unwrap(),
+        std::slice::from_ref(&other.id)
+    );
     assert_eq!(subject.says(&bystander, "echo unharmed"), "unharmed");
 }
 
@@ -129,7 +132,7 @@ pub async fn the_environments_of_another_gateway_are_not_ours(subject: &Subject)
     assert!(stranger.list().await.unwrap().is_empty());
     assert_eq!(
         subject.provider.list().await.unwrap(),
-        [environment.id.clone()]
+        std::slice::from_ref(&environment.id)
     );
     assert_eq!(subject.says(&placement, "echo unharmed"), "unharmed");
 }
