@@ -78,7 +78,7 @@ impl Invalid {
         if drawn.is_err() || self.excerpt.is_none() {
             text = format!("{self}\n");
             if let Some(remedy) = &self.remedy {
-                text.push_str(&format!("{remedy}\n"));
+                text.push_str(&format!("  help: {remedy}\n"));
             }
         }
         text
