@@ -29,6 +29,7 @@ use crate::control::Control;
 use crate::first_admin;
 use crate::memory;
 use crate::ssh::auth::Authenticator;
+use crate::ssh::workers::Workers;
 use crate::ssh::{Services, listener};
 use crate::store::Store;
 use crate::workspace::{self, Workspaces};
@@ -167,7 +168,7 @@ async fn run(config: Config, admin_key: Option<&Path>) -> anyhow::Result<()> {
     tasks.spawn(listener::serve(
         listener,
         server,
-        services,
+        services.clone(),
         limits,
         stop_accepting.clone(),
         end.clone(),
@@ -193,6 +194,10 @@ async fn run(config: Config, admin_key: Option<&Path>) -> anyhow::Result<()> {
     let ended = async { tokio::join!(sessions.wait(), tasks.wait()) };
     if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
         tracing::warn!("tasks did not end in time");
+    }
+    // The listener has ended, so this is the last of it.
+    if let Some(services) = Arc::into_inner(services) {
+        tokio::task::spawn_blocking(|| services.workers.stop()).await?;
     }
     tracing::info!("stopped");
     Ok(())
@@ -234,6 +239,7 @@ async fn build(
         authenticator: Authenticator::new(store.clone(), trusted),
         channels_per_connection: config.limits.channels_per_connection,
         ended: Arc::default(),
+        workers: Workers::start().context("starting the threads of connections")?,
         tasks: sessions.clone(),
         store,
         workspaces,

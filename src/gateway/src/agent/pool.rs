@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use russh::client::{self, Handle};
@@ -246,10 +247,14 @@ pub struct Pool {
 struct Shared {
     key: Arc<russh::keys::PrivateKey>,
     config: Arc<client::Config>,
-    ready: Mutex<HashMap<WorkspaceId, Ready>>,
+    ready: Mutex<HashMap<Place, Ready>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
+
+/// Connections are kept for the thread that made them, since it serves them
+/// (see [`crate::ssh::workers`]).
+type Place = (ThreadId, WorkspaceId);
 
 struct Ready {
     boot: u64,
@@ -316,13 +321,7 @@ impl Pool {
         self.connect(target, user).await
     }
 
-    /// Makes sure that a connection to `target` is ready or on its way.
-    pub fn warm(&self, target: &AgentTarget) {
-        self.entry(target, |ready| ready.want = ready.want.max(1));
-        self.refill(target);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<WorkspaceId, Ready>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Place, Ready>> {
         self.shared
             .ready
             .lock()
@@ -338,7 +337,9 @@ impl Pool {
             want: 1,
             last_taken: Instant::now(),
         };
-        let ready = all.entry(target.id.clone()).or_insert_with(fresh);
+        let ready = all
+            .entry((std::thread::current().id(), target.id.clone()))
+            .or_insert_with(fresh);
         if ready.boot != target.boot {
             *ready = fresh();
         }

@@ -59,6 +59,11 @@ pub async fn serve(
             tracing::info!(%peer, "refused: too many connections");
             continue;
         };
+        // The worker's own runtime is to watch the socket.
+        let (Some(worker), Ok(stream)) = (services.workers.next(), stream.into_std()) else {
+            tracing::warn!(%peer, "connection lost at once");
+            continue;
+        };
         let connection = serve_connection(
             stream,
             peer,
@@ -68,12 +73,12 @@ pub async fn serve(
             limits.login_grace,
             end.child_token(),
         );
-        services.tasks.spawn(connection);
+        services.tasks.spawn_on(connection, worker);
     }
 }
 
 async fn serve_connection(
-    stream: TcpStream,
+    stream: std::net::TcpStream,
     peer: SocketAddr,
     config: Arc<server::Config>,
     services: Arc<Services>,
@@ -83,7 +88,10 @@ async fn serve_connection(
 ) {
     let authenticated = CancellationToken::new();
     let _end_with_us = end.clone().drop_guard();
-    let stream = match ClientStream::new(stream, end.clone()).map(ReadAhead::new) {
+    let stream = TcpStream::from_std(stream)
+        .and_then(|stream| ClientStream::new(stream, end.clone()))
+        .map(ReadAhead::new);
+    let stream = match stream {
         Ok(stream) => stream,
         Err(error) => return tracing::debug!(%peer, %error, "connection lost at once"),
     };

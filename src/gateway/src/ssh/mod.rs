@@ -16,6 +16,7 @@ pub mod restrict;
 pub mod route;
 pub mod server_config;
 pub mod session;
+pub mod workers;
 
 use std::sync::Arc;
 
@@ -43,6 +44,8 @@ pub struct Services {
     pub channels_per_connection: usize,
     /// Told whenever a connection has ended.
     pub ended: Arc<Notify>,
+    /// The threads that serve connections.
+    pub workers: workers::Workers,
     /// Every task of every connection.
     pub tasks: TaskTracker,
 }
