@@ -122,7 +122,7 @@ async fn a_fresh_disk_belongs_to_the_user_of_the_config_and_a_used_one_stays_as_
     let placement = subject.up(&environment).await;
     assert_eq!(placement.user.as_deref(), Some("dev"));
     let owner = subject.ssh_as("dev", &placement, "touch mine && stat -c %U . mine");
-    assert_eq!(owner.ok().text(), "dev\ndev\n");
+    assert_eq!(owner.ok().text(), "dev\ndev");
     subject.says(&placement, "chown root:root .");
     environment.generation = 2;
     let placement = subject.up(&environment).await;
