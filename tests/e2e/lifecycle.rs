@@ -1,7 +1,5 @@
 //! Workspaces from their creation to their end.
 
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
 use vendetta_tests::{BUSYBOX, Gateway, PATIENCE, TOOLS, eventually};
 
@@ -228,7 +226,7 @@ fn a_client_that_leaves_stops_watching_and_not_the_work() {
     let gateway = Gateway::docker();
     gateway.create("ws", &docker(TOOLS));
     let mut up = gateway.control("workspace up ws").start();
-    std::thread::sleep(Duration::from_millis(100)); // it takes about a second
+    eventually("the work begins", || gateway.state("ws") != "created");
     up.signal(Signal::SIGKILL);
     drop(up);
     eventually("the workspace runs", || gateway.state("ws") == "running");

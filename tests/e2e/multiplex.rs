@@ -50,5 +50,7 @@ fn closed_sessions_leave_nothing_behind_in_the_gateway() {
     sessions(400);
     let grown = gateway.process().memory().saturating_sub(memory);
     assert!(grown < 4 * 1024 * 1024, "400 sessions left {grown} bytes");
-    assert_eq!(gateway.process().descriptors(), descriptors);
+    vendetta_tests::eventually("all descriptors are closed", || {
+        gateway.process().descriptors() <= descriptors
+    });
 }
