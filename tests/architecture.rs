@@ -25,7 +25,7 @@ const MODULES: &[(&str, &[&str])] = &[
         "ssh",
         &["access", "agent", "config", "control", "store", "workspace"],
     ),
-    ("cli", &["config", "control"]),
+    ("cli", &["app", "config", "control"]),
 ];
 
 /// The modules of the gateway that may name a library; no other may.
