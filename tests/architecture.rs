@@ -11,6 +11,7 @@ use std::process::Command;
 const MODULES: &[(&str, &[&str])] = &[
     ("access", &[]),
     ("config", &[]),
+    ("memory", &[]),
     ("node", &[]),
     ("store", &["access", "workspace"]),
     ("first_admin", &["access", "store"]),
