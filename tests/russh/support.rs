@@ -214,8 +214,17 @@ impl Connection {
     }
 
     pub async fn open_with(server: server::Config, client: client::Config) -> Result<Self> {
-        let (server_end, near_server) = tokio::io::duplex(64 * 1024);
-        let (client_end, near_client) = tokio::io::duplex(64 * 1024);
+        Self::open_over(64 * 1024, server, client).await
+    }
+
+    /// Over a transport that takes `capacity` bytes without waiting for the other side.
+    pub async fn open_over(
+        capacity: usize,
+        server: server::Config,
+        client: client::Config,
+    ) -> Result<Self> {
+        let (server_end, near_server) = tokio::io::duplex(capacity);
+        let (client_end, near_client) = tokio::io::duplex(capacity);
         let (from_server, into_server) = tokio::io::split(near_server);
         let (from_client, into_client) = tokio::io::split(near_client);
         let to_client = Direction::start(from_server, into_client);

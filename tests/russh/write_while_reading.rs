@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::support::{Connection, client_config, no_hang, pattern, read_data, server_config};
+use crate::support::{
+    Connection, Direction, client_config, no_hang, pattern, read_data, server_config,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_send_at_full_speed_at_once() -> Result<()> {
@@ -58,4 +61,25 @@ async fn what_waits_for_a_peer_that_does_not_read_is_bounded() -> Result<()> {
     );
     no_hang("the writer", writer).await???;
     Ok(())
+}
+
+/// Neither needs a word from the other side to go on sending.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transport_that_takes_everything_at_once_stalls_nobody() -> Result<()> {
+    const SIZE: usize = 32 << 20;
+    let (mut server, mut client) = (server_config()?, client_config());
+    server.window_size = 2 * SIZE as u32;
+    client.window_size = 2 * SIZE as u32;
+    let mut connection = Connection::open_over(4 << 20, server, client).await?;
+    let (client, server) = connection.channel().await?;
+    // Nobody reads the channels: no window adjustment wakes who sends.
+    no_hang("the client", client.data_bytes(pattern(SIZE))).await??;
+    no_hang("the server", server.data_bytes(pattern(SIZE))).await??;
+    no_hang("what was sent does not arrive", async {
+        let arrived = |direction: &Direction| direction.bytes() >= SIZE as u64;
+        while !arrived(&connection.to_server) || !arrived(&connection.to_client) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
 }

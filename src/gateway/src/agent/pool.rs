@@ -275,12 +275,8 @@ impl Pool {
             window_size: transport::LINK_WINDOW,
             maximum_packet_size: transport::LINK_PACKET,
             preferred: transport::link_algorithms(),
-            // Seldom would do to notice a dead agent. But an upload to an agent can
-            // stall until a packet wakes the agent's russh loop (a wake-up that
-            // our patch series loses and that is still to be found): until it is,
-            // this bounds such a stall to a second.
-            keepalive_interval: Some(Duration::from_secs(1)),
-            keepalive_max: 45,
+            keepalive_interval: Some(Duration::from_secs(15)),
+            keepalive_max: 3,
             ..client::Config::default()
         };
         let pool = Self {
