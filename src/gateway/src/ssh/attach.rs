@@ -6,10 +6,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use vendetta_proto::agent::DEFAULT_USER;
 
-use super::environment::Environment;
+use super::environment::{Environment, stderr_line};
 use super::forward;
 use super::handler::Shared;
-use super::session::progress_line;
 use crate::control::{Attach, Caller, Io, TerminalSize};
 
 /// Joins the streams until the environment's session ends; returns the exit code.
@@ -32,35 +31,14 @@ pub async fn run(
         user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
     );
     let task = shared.clone();
-    let mut progress = environment.progress();
     shared.spawn(async move {
         if let Some(opens) = connecting.run().await {
             forward::serve(task, opens).await;
         }
     });
-    let link = environment.link();
-    let mut link = std::pin::pin!(link);
-    let link = loop {
-        tokio::select! {
-            biased;
-            link = &mut link => break link,
-            Ok(event) = progress.recv() => {
-                if let Some(line) = progress_line(&event) {
-                    let _ = io.stderr.write_all(line.as_bytes()).await;
-                }
-            }
-        }
-    };
-    let link = match link {
-        Ok(link) => link,
-        Err(error) => return fail(&mut io, &error.message, error.exit_code).await,
-    };
-    let channel = match link.channel_open_session().await {
+    let channel = match environment.open_session(&mut io.stderr).await {
         Ok(channel) => channel,
-        Err(error) => {
-            let message = format!("opening a session in the environment: {error}");
-            return fail(&mut io, &message, 5).await;
-        }
+        Err(error) => return fail(&mut io, &error.message, error.exit_code).await,
     };
     let started = async {
         for (name, value) in &caller.session_env {
@@ -105,8 +83,7 @@ pub async fn run(
 }
 
 async fn fail(io: &mut Io, message: &str, exit_code: u8) -> u8 {
-    let text = format!("vendetta: {}\r\n", message.replace('\n', "\r\nvendetta: "));
-    let _ = io.stderr.write_all(text.as_bytes()).await;
+    let _ = io.stderr.write_all(stderr_line(message).as_bytes()).await;
     let _ = io.stderr.flush().await;
     exit_code
 }

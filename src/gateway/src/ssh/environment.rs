@@ -10,11 +10,14 @@
 
 use std::sync::Arc;
 
-use russh::client::Handle;
+use russh::Channel;
+use russh::client::{self, Handle};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::access::Authorized;
-use crate::agent::pool::{AgentConnection, AgentError, AgentHandler, EnvironmentOpen, Pool};
+use crate::agent::opens::{AgentHandler, EnvironmentOpen};
+use crate::agent::pool::{AgentConnection, AgentError, Pool};
 use crate::workspace::{Agent, Progress, WorkspaceError, WorkspaceRef, Workspaces};
 
 /// Progress lines a slow watcher may be behind before it misses some.
@@ -89,11 +92,44 @@ impl Environment {
         }
     }
 
-    /// The progress of bringing the environment up, from now on.
-    #[must_use]
-    pub fn progress(&self) -> broadcast::Receiver<Progress> {
-        self.progress.subscribe()
+    /// Opens a session in the environment. Until there is a link, `stderr` gets
+    /// what a person who waits for it is to read.
+    ///
+    /// # Errors
+    /// When there is no link, or the agent refuses the session.
+    pub async fn open_session(
+        &self,
+        stderr: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<Channel<client::Msg>, LinkError> {
+        let mut progress = self.progress.subscribe();
+        let mut link = std::pin::pin!(self.link());
+        let link = loop {
+            tokio::select! {
+                biased;
+                link = &mut link => break link?,
+                Ok(event) = progress.recv() => match event {
+                    Progress::Started { step: text } | Progress::Message { text, .. } => {
+                        // A client that is gone is noticed once there is a session.
+                        let _ = stderr.write_all(stderr_line(&text).as_bytes()).await;
+                    }
+                    Progress::Transfer { .. } | Progress::Finished { .. } | Progress::Failed { .. } => {}
+                }
+            }
+        };
+        link.channel_open_session()
+            .await
+            .map_err(|error| LinkError {
+                message: format!("opening a session in the environment: {error}"),
+                exit_code: 5,
+            })
     }
+}
+
+/// What the gateway itself says on a session's standard error. Ends in CRLF:
+/// the client's terminal may be raw already.
+#[must_use]
+pub fn stderr_line(message: &str) -> String {
+    format!("vendetta: {}\r\n", message.replace('\n', "\r\nvendetta: "))
 }
 
 impl Connecting {

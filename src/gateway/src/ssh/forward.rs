@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use vendetta_sshio::relay;
 
 use super::handler::Shared;
-use crate::agent::pool::{EnvironmentOpen, OpenKind};
+use crate::agent::opens::{EnvironmentOpen, OpenKind};
 
 /// Serves what the environment opens until its connection ends.
 pub async fn serve(shared: Shared, mut opens: mpsc::Receiver<EnvironmentOpen>) {

@@ -9,11 +9,10 @@ use tokio::sync::watch;
 use vendetta_sshio::relay::{self, ClientSide};
 
 use super::attach;
-use super::environment::{Environment, LinkError};
+use super::environment::{Environment, LinkError, stderr_line};
 use super::handler::Shared;
 use super::route::nearest;
 use crate::control::{Caller, Control, Io, Outcome, TerminalSize};
-use crate::workspace::Progress;
 
 /// How long a client may take to say what it wants of a session that fails,
 /// and to close one that has ended.
@@ -27,48 +26,12 @@ const STDERR: u32 = 1;
 
 /// Serves a session in an environment, bringing it up first if need be.
 pub async fn workspace(side: ClientSide, environment: Environment) {
-    let mut progress = environment.progress();
-    let link = environment.link();
-    let mut link = std::pin::pin!(link);
-    let link = loop {
-        tokio::select! {
-            biased;
-            link = &mut link => break link,
-            Ok(event) = progress.recv() => {
-                if let Some(line) = progress_line(&event)
-                    && side.channel.extended_data_bytes(STDERR, line).await.is_err()
-                {
-                    return;
-                }
-            }
-        }
-    };
-    let opened = match link {
-        Ok(link) => link
-            .channel_open_session()
-            .await
-            .map_err(|error| LinkError {
-                message: format!("opening a session in the environment: {error}"),
-                exit_code: 5,
-            }),
-        Err(error) => Err(error),
-    };
-    match opened {
+    let mut stderr = side.channel.make_writer_ext(Some(STDERR));
+    match environment.open_session(&mut stderr).await {
         Ok(environment) => {
             relay::bridge(side, environment).await;
         }
         Err(error) => refuse(side, &error).await,
-    }
-}
-
-/// What a person who waits for an environment reads. Ends in CRLF: the
-/// client's terminal may be raw already.
-#[must_use]
-pub fn progress_line(progress: &Progress) -> Option<String> {
-    match progress {
-        Progress::Started { step } => Some(format!("vendetta: {step}\r\n")),
-        Progress::Message { text, .. } => Some(format!("vendetta: {text}\r\n")),
-        Progress::Transfer { .. } | Progress::Finished { .. } | Progress::Failed { .. } => None,
     }
 }
 
@@ -115,8 +78,9 @@ async fn finish(
 ) {
     let end = async {
         if let Some(message) = message {
-            let text = format!("vendetta: {}\r\n", message.replace('\n', "\r\nvendetta: "));
-            write.extended_data_bytes(STDERR, text).await?;
+            write
+                .extended_data_bytes(STDERR, stderr_line(message))
+                .await?;
         }
         write.exit_status(u32::from(exit_code)).await?;
         write.eof().await?;

@@ -174,6 +174,10 @@ impl Actor {
     }
 
     async fn asked(&mut self, request: Request) -> Operation {
+        if request == Request::Up && self.machine.phase() == Phase::Running {
+            // It may have ended and the engine not told us yet.
+            self.look().await;
+        }
         let before = self.machine;
         let (machine, effects) = before.step(Event::Asked(request));
         if before.record().desired == Desired::Destroyed && request != Request::Destroy {

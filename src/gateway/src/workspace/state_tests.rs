@@ -122,6 +122,10 @@ impl World {
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Asked(request) => {
+                // As the actor does: what runs may have ended unseen.
+                if request == Request::Up && self.machine.phase() == Phase::Running {
+                    self.happen(Happening::Look);
+                }
                 let before = self.machine.record();
                 self.event(Event::Asked(request));
                 let after = self.machine.record();
