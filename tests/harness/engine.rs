@@ -1,13 +1,14 @@
 //! The Docker engine that the tests share: `tests/fixtures/engine`.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::Run;
+use crate::run::fixture;
 
 /// Image of the tests with bash, dash, fish, coreutils, git, rsync, python3,
 /// socat, xauth, scp and sftp-server; users root, dev, fish and dash, each with
@@ -47,7 +48,7 @@ impl Engine {
         // once our lock is on the file that is still in place, it will not.
         for _ in 0..10 {
             let dir = PathBuf::from(
-                script()
+                fixture("engine")
                     .arg("up")
                     .limit(Duration::from_secs(300))
                     .ok()
@@ -88,7 +89,7 @@ impl Engine {
     /// Runs a program in the engine's namespaces, where containers have their addresses.
     #[must_use]
     pub fn inside(&self, args: &[&str]) -> Run {
-        script().arg("sh").args(args)
+        fixture("engine").arg("sh").args(args)
     }
 
     /// Names of the containers and volumes that carry `label` (`key` or `key=value`), sorted.
@@ -136,14 +137,5 @@ impl Engine {
                 let _ = self.docker(&command).arg(name).finish();
             }
         }
-    }
-}
-
-fn script() -> Run {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/engine");
-    let run = Run::new(script);
-    match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(target) => run.env("CARGO_TARGET_DIR", target),
-        None => run,
     }
 }

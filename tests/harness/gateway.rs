@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::{Client, Engine, PATIENCE, Process, Run, TOOLS, eventually};
+use crate::{Client, Engine, PATIENCE, Process, Run, Running, TOOLS, eventually};
 
 /// How to start a gateway.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub struct GatewayBuilder {
     config: String,
     engine: bool,
     allow_host: bool,
+    operator_keys: Vec<PathBuf>,
+    agent_keys: Vec<PathBuf>,
 }
 
 impl GatewayBuilder {
@@ -41,6 +44,21 @@ impl GatewayBuilder {
     pub fn config(mut self, toml: &str) -> Self {
         self.config.push_str(toml);
         self.config.push('\n');
+        self
+    }
+
+    /// Gives whoever runs it the private key file `key` (and `key.pub`) in `~/.ssh`,
+    /// under one of the names that OpenSSH looks for.
+    #[must_use]
+    pub fn operator_key(mut self, key: impl Into<PathBuf>) -> Self {
+        self.operator_keys.push(key.into());
+        self
+    }
+
+    /// Gives whoever runs it an agent that has the private key file `key`.
+    #[must_use]
+    pub fn operator_agent(mut self, key: impl Into<PathBuf>) -> Self {
+        self.agent_keys.push(key.into());
         self
     }
 
@@ -68,9 +86,13 @@ impl GatewayBuilder {
         }
         fs::write(dir.path().join("vendetta.toml"), config).expect("writing the configuration");
         let admin = Client::new(&dir.path().join("admin"), 0, "");
+        make_home(&dir.path().join("home"), &self.operator_keys);
+        let agent = (!self.agent_keys.is_empty())
+            .then(|| start_agent(&dir.path().join("agent.sock"), &self.agent_keys));
         let mut gateway = Gateway {
             dir,
             engine,
+            agent,
             admin,
             child: None,
             address: None,
@@ -86,6 +108,7 @@ impl GatewayBuilder {
 pub struct Gateway {
     dir: TempDir,
     engine: Option<Arc<Engine>>,
+    agent: Option<Running>,
     admin: Client,
     child: Option<Child>,
     address: Option<SocketAddr>,
@@ -171,9 +194,12 @@ impl Gateway {
             .arg(self.admin.home().join("id_ed25519.pub"));
         command
             .env_clear()
-            .env("HOME", self.dir.path())
+            .env("HOME", self.home())
             .env("RUST_BACKTRACE", "1");
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        if self.agent.is_some() {
+            command.env("SSH_AUTH_SOCK", self.dir.path().join("agent.sock"));
+        }
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("duplicating the log"))
@@ -397,6 +423,12 @@ impl Gateway {
         self.dir.path().join("state")
     }
 
+    /// The home of whoever runs it.
+    #[must_use]
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
     /// A folder for what the test makes, removed with the gateway.
     #[must_use]
     pub fn scratch(&self) -> &Path {
@@ -463,6 +495,33 @@ impl Drop for Gateway {
             engine.remove_labelled(&self.label());
         }
     }
+}
+
+/// Makes the operator's home with `keys` in its `.ssh`.
+fn make_home(home: &Path, keys: &[PathBuf]) {
+    let ssh = home.join(".ssh");
+    let mut folder = fs::DirBuilder::new();
+    folder.recursive(true).mode(0o700);
+    folder.create(&ssh).expect("making the operator's home");
+    for (key, name) in keys.iter().zip(["id_ed25519", "id_ecdsa", "id_rsa"]) {
+        // With its mode.
+        fs::copy(key, ssh.join(name)).expect("copying a key");
+        let public = fs::read(key.with_extension("pub")).expect("reading a public key");
+        fs::write(ssh.join(name).with_extension("pub"), public).expect("copying a public key");
+    }
+}
+
+/// Starts an ssh-agent at `socket` that has `keys`.
+fn start_agent(socket: &Path, keys: &[PathBuf]) -> Running {
+    let agent = Run::new("setpriv")
+        .args(["--pdeathsig", "KILL", "ssh-agent", "-D", "-a"])
+        .arg(socket)
+        .limit(Duration::MAX)
+        .start();
+    eventually("the agent listens", || socket.exists());
+    let add = Run::new("ssh-add").env("SSH_AUTH_SOCK", socket);
+    add.arg("-q").args(keys).ok();
+    agent
 }
 
 /// The address in the log line with which the gateway says that it accepts connections.

@@ -9,6 +9,7 @@ mod client;
 mod data;
 mod engine;
 mod gateway;
+mod lab;
 mod process;
 mod run;
 
@@ -16,6 +17,7 @@ pub use client::{Client, Master};
 pub use data::{Seeded, hexadecimal, random_bytes, sha256};
 pub use engine::{BUSYBOX, Engine, TOOLS};
 pub use gateway::{Gateway, GatewayBuilder};
+pub use lab::{Lab, Link, Node, NodeBuilder, Passed};
 pub use process::Process;
 pub use run::{Finished, Run, Running};
 

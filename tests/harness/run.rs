@@ -30,7 +30,7 @@ pub struct Run {
 }
 
 /// What a running program reads from.
-type Stdin = Box<dyn Write + Send>;
+type Stdin = Box<dyn Write + Send + Sync>;
 
 #[derive(Debug)]
 enum Input {
@@ -261,6 +261,18 @@ impl Run {
             limit: self.limit,
             ended: None,
         }
+    }
+}
+
+/// A script of tests/fixtures, told where this checkout is built.
+pub(crate) fn fixture(name: &str) -> Run {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(name);
+    let run = Run::new(script);
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => run.env("CARGO_TARGET_DIR", target),
+        None => run,
     }
 }
 
@@ -562,6 +574,12 @@ impl Running {
             stderr,
             took,
         }
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Running({})", self.line)
     }
 }
 
