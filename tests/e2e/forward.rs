@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use vendetta_tests::{Gateway, PATIENCE, Run, Running, eventually, random_bytes};
+use vendetta_tests::{Agent, Gateway, PATIENCE, Run, Running, eventually, random_bytes};
 
 const MIB: usize = 1024 * 1024;
 
@@ -399,20 +399,9 @@ fn forwards_reach_neither_the_gateway_s_own_ports_nor_its_network() {
 fn the_forwarded_agent_signs_for_16_at_once() {
     let gateway = Gateway::with_workspace();
     let admin = gateway.admin();
-    let socket = admin.home().join("agent.sock");
-    let agent = admin
-        .program("ssh-agent")
-        .args(["-D", "-a"])
-        .arg(&socket)
-        .limit(PATIENCE * 3)
-        .start();
-    eventually("the agent listens", || socket.exists());
     let key = admin.generate_key("signing", "ed25519");
-    admin
-        .program("ssh-add")
-        .env("SSH_AUTH_SOCK", &socket)
-        .arg(&key)
-        .ok();
+    let agent = Agent::with(&[&key]);
+    let socket = agent.socket();
     gateway.put(
         "ws",
         "/tmp/signing.pub",
@@ -427,7 +416,7 @@ fn the_forwarded_agent_signs_for_16_at_once() {
         .ssh("ws")
         .args(config)
         .args(["-A", sign])
-        .env("SSH_AUTH_SOCK", &socket)
+        .env("SSH_AUTH_SOCK", socket)
         .ok();
     assert_eq!(
         run.text().matches("Good \"test\" signature").count(),

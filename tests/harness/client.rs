@@ -1,9 +1,13 @@
 //! The OpenSSH clients, each apart from the machine's own keys and settings.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::Run;
+use tempfile::TempDir;
+
+use crate::{Run, Running, eventually};
 
 /// Somebody with a key and an `ssh_config` that reaches one gateway under the
 /// host name `gateway`.
@@ -122,6 +126,49 @@ impl Client {
         Run::new(program)
             .env("HOME", &self.home)
             .current_dir(&self.home)
+    }
+}
+
+/// An ssh-agent. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Agent {
+    socket: PathBuf,
+    _dir: TempDir,
+    _process: Running,
+}
+
+impl Agent {
+    /// One that has the private key files `keys`.
+    ///
+    /// # Panics
+    /// When it does not start, or a file has no key without a passphrase.
+    #[must_use]
+    pub fn with<P: AsRef<Path>>(keys: &[P]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("vendetta-agent-")
+            .tempdir_in("/tmp")
+            .expect("a temporary folder");
+        let socket = dir.path().join("socket");
+        // Should the test be killed, the kernel ends the agent (prctl(2), PR_SET_PDEATHSIG).
+        let process = Run::new("setpriv")
+            .args(["--pdeathsig", "KILL", "ssh-agent", "-D", "-a"])
+            .arg(&socket)
+            .limit(Duration::MAX)
+            .start();
+        eventually("the agent listens", || UnixStream::connect(&socket).is_ok());
+        let add = Run::new("ssh-add").env("SSH_AUTH_SOCK", &socket).arg("-q");
+        add.args(keys.iter().map(AsRef::as_ref)).ok();
+        Self {
+            socket,
+            _dir: dir,
+            _process: process,
+        }
+    }
+
+    /// Path of its socket, for `SSH_AUTH_SOCK`.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::{Client, Engine, PATIENCE, Process, Run, Running, TOOLS, eventually};
+use crate::{Agent, Client, Engine, PATIENCE, Process, Run, TOOLS, eventually};
 
 /// How to start a gateway.
 #[derive(Debug, Default)]
@@ -87,8 +87,7 @@ impl GatewayBuilder {
         fs::write(dir.path().join("vendetta.toml"), config).expect("writing the configuration");
         let admin = Client::new(&dir.path().join("admin"), 0, "");
         make_home(&dir.path().join("home"), &self.operator_keys);
-        let agent = (!self.agent_keys.is_empty())
-            .then(|| start_agent(&dir.path().join("agent.sock"), &self.agent_keys));
+        let agent = (!self.agent_keys.is_empty()).then(|| Agent::with(&self.agent_keys));
         let mut gateway = Gateway {
             dir,
             engine,
@@ -108,7 +107,7 @@ impl GatewayBuilder {
 pub struct Gateway {
     dir: TempDir,
     engine: Option<Arc<Engine>>,
-    agent: Option<Running>,
+    agent: Option<Agent>,
     admin: Client,
     child: Option<Child>,
     address: Option<SocketAddr>,
@@ -197,8 +196,8 @@ impl Gateway {
             .env("HOME", self.home())
             .env("RUST_BACKTRACE", "1");
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        if self.agent.is_some() {
-            command.env("SSH_AUTH_SOCK", self.dir.path().join("agent.sock"));
+        if let Some(agent) = &self.agent {
+            command.env("SSH_AUTH_SOCK", agent.socket());
         }
         command
             .stdin(Stdio::null())
@@ -509,19 +508,6 @@ fn make_home(home: &Path, keys: &[PathBuf]) {
         let public = fs::read(key.with_extension("pub")).expect("reading a public key");
         fs::write(ssh.join(name).with_extension("pub"), public).expect("copying a public key");
     }
-}
-
-/// Starts an ssh-agent at `socket` that has `keys`.
-fn start_agent(socket: &Path, keys: &[PathBuf]) -> Running {
-    let agent = Run::new("setpriv")
-        .args(["--pdeathsig", "KILL", "ssh-agent", "-D", "-a"])
-        .arg(socket)
-        .limit(Duration::MAX)
-        .start();
-    eventually("the agent listens", || socket.exists());
-    let add = Run::new("ssh-add").env("SSH_AUTH_SOCK", socket);
-    add.arg("-q").args(keys).ok();
-    agent
 }
 
 /// The address in the log line with which the gateway says that it accepts connections.

@@ -13,7 +13,7 @@ mod lab;
 mod process;
 mod run;
 
-pub use client::{Client, Master};
+pub use client::{Agent, Client, Master};
 pub use data::{Seeded, hexadecimal, random_bytes, sha256};
 pub use engine::{BUSYBOX, Engine, TOOLS};
 pub use gateway::{Gateway, GatewayBuilder};
