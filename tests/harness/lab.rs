@@ -152,7 +152,7 @@ impl NodeBuilder {
         self.option(&["--private"])
     }
 
-    /// With a disk of this size instead of 1 GiB: `64M`. What is on it is in memory.
+    /// With a disk of this size instead of 4 GiB: `64M`. What is on it takes memory.
     #[must_use]
     pub fn disk(self, size: &str) -> Self {
         self.option(&["--disk", size])
