@@ -11,17 +11,49 @@ use std::process::Command;
 const MODULES: &[(&str, &[&str])] = &[
     ("access", &[]),
     ("config", &[]),
+    ("events", &[]),
     ("memory", &[]),
+    ("metrics", &["inventory", "workspace"]),
     ("node", &[]),
     ("store", &["access", "workspace"]),
+    (
+        "inventory",
+        &[
+            "access",
+            "config",
+            "events",
+            "node",
+            "provider",
+            "store",
+            "workspace",
+        ],
+    ),
     ("first_admin", &["access", "store"]),
     ("provider", &["node", "workspace"]),
     ("agent", &["node", "workspace"]),
     (
         "workspace",
-        &["access", "agent", "node", "provider", "store"],
+        &[
+            "access",
+            "agent",
+            "events",
+            "inventory",
+            "node",
+            "provider",
+            "store",
+        ],
     ),
-    ("control", &["access", "config", "store", "workspace"]),
+    (
+        "control",
+        &[
+            "access",
+            "config",
+            "events",
+            "inventory",
+            "store",
+            "workspace",
+        ],
+    ),
     (
         "ssh",
         &["access", "agent", "config", "control", "store", "workspace"],
@@ -31,9 +63,10 @@ const MODULES: &[(&str, &[&str])] = &[
 
 /// The modules of the gateway that may name a library; no other may.
 const LIBRARIES: &[(&str, &[&str])] = &[
-    ("russh", &["agent", "ssh"]),
+    ("russh", &["agent", "node", "ssh"]),
     ("bollard", &["provider"]),
-    ("hyper", &["provider"]),
+    ("hyper", &["metrics", "provider"]),
+    ("prometheus_client", &["metrics"]),
     ("rusqlite", &["store"]),
     ("termwiz", &["control"]),
     ("clap", &["access", "cli", "control", "main"]),

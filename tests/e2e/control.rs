@@ -2,10 +2,8 @@
 //! local `vendetta`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 
-use vendetta_tests::{Gateway, Run};
+use vendetta_tests::Gateway;
 
 #[test]
 fn a_command_and_a_subsystem_take_the_same_words() {
@@ -116,34 +114,15 @@ fn a_bare_command_never_waits_for_stdin() {
     let _ = run.finish().ok();
 }
 
-/// The local `vendetta`, whose `ssh` is the gateway's first administrator's.
-fn local(gateway: &Gateway) -> Run {
-    let admin = gateway.admin();
-    let bin: PathBuf = admin.home().join("bin");
-    fs::create_dir_all(&bin).expect("a folder");
-    let ssh = bin.join("ssh");
-    let script = format!(
-        "#!/bin/sh\nexec /usr/bin/ssh -F {} -o HostKeyAlias=gateway \"$@\"\n",
-        admin.config().display()
-    );
-    fs::write(&ssh, script).expect("a wrapper of ssh");
-    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).expect("its mode");
-    let path = format!("{}:/usr/bin:/bin", bin.display());
-    let address = gateway.address().to_string();
-    admin
-        .program(&Gateway::binary("vendetta").display().to_string())
-        .env("PATH", path)
-        .env("VENDETTA_GATEWAY", address)
-}
-
 #[test]
 fn the_local_command_is_a_front_to_ssh() {
     let gateway = Gateway::builder().host().start();
     assert_eq!(
-        local(&gateway).args(["whoami", "--json"]).ok().json()["role"],
+        gateway.front().args(["whoami", "--json"]).ok().json()["role"],
         "admin"
     );
-    local(&gateway)
+    gateway
+        .front()
         .args(["workspace", "status", "missing"])
         .finish()
         .exits(3);
@@ -155,18 +134,20 @@ fn the_local_command_is_a_front_to_ssh() {
         "name: from-here\nprovider: host\n",
     )
     .expect("a config");
-    local(&gateway)
+    gateway
+        .front()
         .current_dir(&project)
         .args(["workspace", "create"])
         .ok();
     assert_eq!(gateway.workspaces(), ["from-here"]);
-    local(&gateway).args(["workspace", "up", "from-here"]).ok();
-    let run = local(&gateway)
+    gateway.front().args(["workspace", "up", "from-here"]).ok();
+    let run = gateway
+        .front()
         .args(["workspace", "exec", "from-here", "--", "cat; exit 6"])
         .stdin("in");
     assert_eq!(run.finish().exits(6).text(), "in");
     // Words arrive as they are, whatever a shell would make of them.
-    let run = local(&gateway).args([
+    let run = gateway.front().args([
         "workspace",
         "exec",
         "from-here",
@@ -183,7 +164,8 @@ fn the_local_command_is_a_front_to_ssh() {
 #[test]
 fn a_gateway_that_is_not_there_is_said_so_and_not_with_255() {
     let gateway = Gateway::builder().start();
-    let run = local(&gateway)
+    let run = gateway
+        .front()
         .env("VENDETTA_GATEWAY", "127.0.0.1:1")
         .arg("whoami")
         .finish();

@@ -9,6 +9,7 @@ mod lab;
 mod lifecycle;
 mod login;
 mod multiplex;
+mod nodes;
 mod relay;
 mod scale;
 mod serve;

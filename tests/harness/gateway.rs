@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -326,6 +326,27 @@ impl Gateway {
     #[must_use]
     pub fn exec(&self, login: &str, command: &str) -> Run {
         self.admin.exec(login, command)
+    }
+
+    /// The local command `vendetta`, whose `ssh` is the first administrator's.
+    ///
+    /// # Panics
+    /// When a wrapper of `ssh` cannot be made.
+    #[must_use]
+    pub fn front(&self) -> Run {
+        let bin = self.admin.home().join("bin");
+        fs::create_dir_all(&bin).expect("a folder");
+        let ssh = bin.join("ssh");
+        let script = format!(
+            "#!/bin/sh\nexec /usr/bin/ssh -F {} -o HostKeyAlias=gateway \"$@\"\n",
+            self.admin.config().display()
+        );
+        fs::write(&ssh, script).expect("a wrapper of ssh");
+        fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).expect("its mode");
+        self.admin
+            .program(&Self::binary("vendetta").display().to_string())
+            .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+            .env("VENDETTA_GATEWAY", self.address().to_string())
     }
 
     /// `ssh vendetta@gateway COMMAND` as the administrator.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vendetta::access::{Action, Authorized, Permissions, Principal, Role};
+use vendetta::events::Events;
 use vendetta::store::Store;
 use vendetta::workspace::{
     Agent, Desired, Operation, Overrides, Phase, Progress, Settings, WorkspaceRef, Workspaces,
@@ -51,9 +52,11 @@ impl Core {
             agent_dir: Gateway::binary("vendetta-agent")
                 .parent()
                 .map(Path::to_owned),
-            state_dir: state,
+            state_dir: state.clone(),
             docker_socket: socket.to_owned(),
             allow_host: true,
+            node_key: key("node_key"),
+            events: Events::default(),
             tracker: tracker.clone(),
             cancel: cancel.clone(),
         })

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vendetta_sshio::transport;
+use vendetta_sshio::workers::Workers;
 
 use crate::config::Settings;
 use crate::connection::Agent;
@@ -76,8 +77,7 @@ pub enum ServeError {
 /// # Errors
 /// When it cannot begin to serve.
 pub fn run(settings: Settings) -> Result<(), ServeError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| ServeError::Setup {
@@ -130,8 +130,9 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
     })?;
     tracing::info!(workspace = agent.settings.workspace, socket = %path.display(), "serving");
 
+    let workers = Workers::start().map_err(setup("start the threads of connections"))?;
     tokio::select! {
-        () = accept(&agent, &config, &listener) => {}
+        () = accept(&agent, &config, &listener, &workers) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -142,6 +143,7 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         _ = terminate.recv() => {}
     }
     reaping.abort();
+    let _ = tokio::task::spawn_blocking(|| workers.stop()).await;
     Ok(())
 }
 
@@ -194,13 +196,27 @@ fn ssh_config(settings: &Settings) -> russh::server::Config {
     }
 }
 
-async fn accept(agent: &Arc<Agent>, config: &Arc<russh::server::Config>, listener: &UnixListener) {
+async fn accept(
+    agent: &Arc<Agent>,
+    config: &Arc<russh::server::Config>,
+    listener: &UnixListener,
+    workers: &Workers,
+) {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        let accepted = listener.accept().await;
+        // The worker's own runtime is to watch the socket.
+        match accepted.and_then(|(stream, _)| stream.into_std()) {
+            Ok(stream) => {
+                let Some(worker) = workers.next() else { return };
                 let (agent, config) = (Arc::clone(agent), Arc::clone(config));
                 let tasks = agent.tasks.clone();
-                tasks.spawn(async move { connection(&agent, config, stream).await });
+                let serving = async move {
+                    match UnixStream::from_std(stream) {
+                        Ok(stream) => connection(&agent, config, stream).await,
+                        Err(error) => tracing::warn!("connection lost at once: {error}"),
+                    }
+                };
+                tasks.spawn_on(serving, worker);
             }
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");

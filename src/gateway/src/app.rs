@@ -22,14 +22,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vendetta_sshio::keys::PrivateKey;
+use vendetta_sshio::workers::Workers;
 
 use crate::agent::pool::Pool;
 use crate::config::Config;
 use crate::control::Control;
+use crate::events::Events;
 use crate::first_admin;
 use crate::memory;
+use crate::metrics::Metrics;
 use crate::ssh::auth::Authenticator;
-use crate::ssh::workers::Workers;
 use crate::ssh::{Services, listener};
 use crate::store::Store;
 use crate::workspace::{self, Workspaces};
@@ -58,6 +60,8 @@ struct Keys {
     host_ca: PrivateKey,
     /// Opens agents.
     agent: PrivateKey,
+    /// Opens nodes.
+    node: PrivateKey,
 }
 
 impl Keys {
@@ -66,13 +70,11 @@ impl Keys {
         private_dir(&dir)?;
         let key =
             |name: &str| PrivateKey::load_or_generate(&dir.join(name), &format!("vendetta {name}"));
-        // The node key is for issue 3's nodes, but what backs up this directory
-        // on the first day should have it.
-        key("node_key")?;
         Ok(Self {
             host: key("host_key")?,
             host_ca: key("host_ca")?,
             agent: key("agent_key")?,
+            node: key("node_key")?,
         })
     }
 }
@@ -162,6 +164,15 @@ async fn run(config: Config, admin_key: Option<&Path>) -> anyhow::Result<()> {
         unauthenticated: config.limits.unauthenticated,
         login_grace: Duration::from_secs(config.limits.login_grace_seconds),
     };
+    if let Some(address) = config.metrics.listen {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listening on {address} for metrics"))?;
+        let bound = listener.local_addr()?;
+        let metrics = Metrics::new(services.workspaces.clone(), sessions.clone());
+        tasks.spawn(metrics.serve(listener, tasks.clone(), end.clone()));
+        tracing::info!(address = %bound, "metrics at http://{bound}/metrics");
+    }
     let give_back = memory::give_back(services.ended.clone());
     let ended = end.clone();
     tasks.spawn(async move { ended.run_until_cancelled(give_back).await });
@@ -215,6 +226,7 @@ async fn build(
 ) -> anyhow::Result<Services> {
     let store = Store::open(&config.state_dir.join("state.db"))?;
     first_admin::ensure(&store, admin_key).await?;
+    let events = Events::default();
     let workspaces = Workspaces::start(workspace::Settings {
         store: store.clone(),
         host_ca: keys.host_ca.clone(),
@@ -223,6 +235,8 @@ async fn build(
         state_dir: config.state_dir.clone(),
         docker_socket: config.docker.socket.clone(),
         allow_host: config.local.allow_host,
+        node_key: keys.node.clone(),
+        events: events.clone(),
         tracker: tasks.clone(),
         cancel: end.clone(),
     })
@@ -234,6 +248,7 @@ async fn build(
             config,
             store.clone(),
             workspaces.clone(),
+            events,
             bound,
         )),
         authenticator: Authenticator::new(store.clone(), trusted),

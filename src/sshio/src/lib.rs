@@ -4,3 +4,4 @@ pub mod keys;
 pub mod read_ahead;
 pub mod relay;
 pub mod transport;
+pub mod workers;

@@ -34,6 +34,12 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// closed before the bridge stops waiting for it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a client may take to read that its session is lost.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// SSH_EXTENDED_DATA_STDERR (RFC 4254 section 5.2).
+const STDERR: u32 = 1;
+
 /// The client's side of a bridge.
 pub struct ClientSide {
     /// The channel.
@@ -48,6 +54,9 @@ pub struct ClientSide {
     /// its place; none: all as they come. It must keep as many that want a
     /// reply as there were, since replies are told apart by their order alone.
     pub requests: Option<RequestFilter>,
+    /// What the client reads on standard error when the environment's
+    /// connection is lost; for sessions.
+    pub farewell: Option<String>,
 }
 
 /// See [`ClientSide::requests`].
@@ -60,6 +69,7 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
         connection,
         closed,
         requests,
+        farewell,
     } = client;
     let (client_read, client_write) = channel.split();
     let (environment_read, environment_write) = environment.split();
@@ -83,9 +93,14 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
         &closed,
         &counters,
     );
-    tokio::select! {
-        () = to_client => {}
-        () = to_environment => {}
+    let lost = tokio::select! {
+        end = to_client => matches!(end, End::Lost),
+        () = to_environment => false,
+    };
+    if let (true, Some(farewell)) = (lost, farewell) {
+        // A client that takes nothing must not keep the bridge.
+        let told = client_write.extended_data_bytes(STDERR, farewell);
+        let _ = tokio::time::timeout(FAREWELL_TIMEOUT, told).await;
     }
     let _ = client_write.close().await;
     Traffic {
@@ -222,6 +237,14 @@ async fn forward_request(
     }
 }
 
+/// How a direction came to its end.
+enum End {
+    /// Its sender closed it, or its receiver takes no more.
+    Over,
+    /// The connection that it came over is lost.
+    Lost,
+}
+
 /// Forwards until the environment closes its side or is gone.
 async fn forward_to_client(
     mut from: ChannelReadHalf,
@@ -229,7 +252,7 @@ async fn forward_to_client(
     connection: &server::Handle,
     closed: &CancellationToken,
     counters: &Counters,
-) {
+) -> End {
     let id = to.id();
     while let Some(message) = from.wait().await {
         let forwarded = match message {
@@ -262,13 +285,14 @@ async fn forward_to_client(
             ChannelMsg::OtherRequest { name, data, .. } => {
                 to.request(false, name, data).await.is_ok()
             }
-            ChannelMsg::Close => return,
+            ChannelMsg::Close => return End::Over,
             _ => true,
         };
         if !forwarded {
-            return;
+            return End::Over;
         }
     }
+    End::Lost
 }
 
 /// Runs `send` unless the client is gone, when nobody would ever open the

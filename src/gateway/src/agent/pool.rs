@@ -16,11 +16,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use russh::Channel;
 use russh::client::{self, Handle};
 use russh::keys::PrivateKeyWithHashAlg;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use vendetta_proto::NodeName;
 use vendetta_sshio::keys::PrivateKey;
 use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
@@ -47,7 +49,7 @@ pub enum AgentError {
         /// The workspace.
         workspace: String,
         /// The cause.
-        source: NodeError,
+        source: Box<NodeError>,
     },
     /// The handshake failed.
     #[error("handshake with the agent of workspace {workspace}: {source}")]
@@ -73,12 +75,26 @@ pub enum AgentError {
     },
 }
 
+impl AgentError {
+    /// What to do, where there is something.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Unreachable { source, .. } => source.remedy(),
+            Self::Handshake { .. } | Self::NoUser { .. } | Self::TimedOut { .. } => None,
+        }
+    }
+}
+
 /// A connection to an agent, authenticated as one user of the environment.
 pub struct AgentConnection {
     /// The SSH client.
     pub handle: Handle<AgentHandler>,
     /// Channels that the environment opens.
     pub opens: mpsc::Receiver<EnvironmentOpen>,
+    /// A session that was opened ahead of need: on a far node its first
+    /// command comes back a round trip earlier.
+    pub spare: Option<Channel<client::Msg>>,
 }
 
 /// The pool; clones share it.
@@ -107,6 +123,14 @@ struct Ready {
     /// How many to keep ready.
     want: usize,
     last_taken: Instant,
+}
+
+impl Ready {
+    fn take(&mut self) -> Option<AgentConnection> {
+        self.connections
+            .retain(|connection| !connection.handle.is_closed());
+        self.connections.pop()
+    }
 }
 
 impl Pool {
@@ -190,17 +214,23 @@ impl Pool {
     }
 
     fn take_ready(&self, target: &AgentTarget) -> Option<AgentConnection> {
-        self.entry(target, |ready| {
+        let own = self.entry(target, |ready| {
             ready.last_taken = Instant::now();
-            ready
-                .connections
-                .retain(|connection| !connection.handle.is_closed());
-            let connection = ready.connections.pop();
+            let connection = ready.take();
             if connection.is_none() {
                 ready.want = (ready.want + 1).min(MAX_READY);
             }
             connection
-        })
+        });
+        if own.is_some() || target.node.name().as_str() == NodeName::LOCAL {
+            return own;
+        }
+        // Another thread's connection costs a little with every message, a
+        // handshake with a node that is far away several round trips.
+        let mut all = self.lock();
+        let same = |(_, id): &&Place| *id == target.id;
+        let mut others = all.iter_mut().filter(|(place, _)| same(place));
+        others.find_map(|(_, ready)| (ready.boot == target.boot).then(|| ready.take()).flatten())
     }
 
     fn refill(&self, target: &AgentTarget) {
@@ -216,7 +246,7 @@ impl Pool {
             self.shared.tasks.spawn(async move {
                 let connection = tokio::select! {
                     () = pool.shared.stop.cancelled() => return,
-                    connection = pool.connect(&target, vendetta_proto::agent::DEFAULT_USER) => connection,
+                    connection = pool.prepare(&target) => connection,
                 };
                 pool.entry(&target, |ready| {
                     ready.filling = ready.filling.saturating_sub(1);
@@ -244,6 +274,16 @@ impl Pool {
         });
     }
 
+    /// A connection with a session in stock.
+    async fn prepare(&self, target: &AgentTarget) -> Result<AgentConnection, AgentError> {
+        let user = vendetta_proto::agent::DEFAULT_USER;
+        let mut connection = self.connect(target, user).await?;
+        let opening = connection.handle.channel_open_session();
+        let spare = tokio::time::timeout(CONNECT_TIMEOUT, opening).await;
+        connection.spare = spare.ok().and_then(Result::ok);
+        Ok(connection)
+    }
+
     async fn connect(
         &self,
         target: &AgentTarget,
@@ -261,7 +301,7 @@ impl Pool {
             }
             .map_err(|source| AgentError::Unreachable {
                 workspace: workspace(),
-                source,
+                source: Box::new(source),
             })?;
             let (handler, opens) = AgentHandler::new(target.host_key.clone());
             let mut handle =
@@ -279,7 +319,11 @@ impl Pool {
                     user: user.to_owned(),
                 });
             }
-            Ok(AgentConnection { handle, opens })
+            Ok(AgentConnection {
+                handle,
+                opens,
+                spare: None,
+            })
         };
         tokio::time::timeout(CONNECT_TIMEOUT, connect)
             .await

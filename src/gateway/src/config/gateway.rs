@@ -38,6 +38,8 @@ pub struct Config {
     pub docker: Docker,
     /// The gateway's own machine as a node.
     pub local: Local,
+    /// Metrics for Prometheus.
+    pub metrics: Metrics,
 }
 
 impl Default for Config {
@@ -54,6 +56,7 @@ impl Default for Config {
             ssh: Ssh::default(),
             docker: Docker::default(),
             local: Local::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -264,6 +267,14 @@ pub struct Local {
     pub allow_host: bool,
 }
 
+/// Metrics for Prometheus.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Loopback address of `GET /metrics`; none: not served.
+    pub listen: Option<SocketAddr>,
+}
+
 impl Config {
     /// Reads `path`; without one every key has its default.
     ///
@@ -337,6 +348,17 @@ impl Config {
                     "give a path that starts with /",
                 ));
             }
+        }
+        if let Some(listen) = self.metrics.listen
+            && !listen.ip().is_loopback()
+        {
+            return Err(Invalid::whole(
+                file,
+                format!(
+                    "metrics.listen is {listen}: metrics name workspaces and nodes, to whoever asks"
+                ),
+                "listen on loopback, such as \"127.0.0.1:9464\", and put a proxy that knows its users in front",
+            ));
         }
         self.users.certificate_authorities().map(drop)
     }

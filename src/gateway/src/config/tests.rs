@@ -54,10 +54,11 @@ fn the_example_names_every_key_with_its_default() {
     assert_eq!(in_example, in_config);
 
     let mut config = Config::parse("vendetta.toml", &text).unwrap();
-    // These three have no fixed default: the example shows a likely value.
+    // These have no fixed default: the example shows a likely value.
     let default = Config::default();
     assert!(config.advertise.take().is_some() && config.agent_dir.take().is_some());
     config.state_dir.clone_from(&default.state_dir);
+    assert!(config.metrics.listen.take().is_some());
     assert_eq!(config, default);
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::failure::Failure;
 use super::io::Console;
 use super::key::KeyCommand;
+use super::node::NodeCommand;
 use super::user::UserCommand;
 use super::workspace::WorkspaceCommand;
 use super::{Attach, Caller, Control};
@@ -68,9 +69,27 @@ pub enum Command {
     )]
     Key(KeyCommand),
 
-    /// Show the gateway and what it runs
-    #[command(after_help = "Examples:\n  ssh vendetta status\n  ssh vendetta status --json")]
-    Status,
+    /// Manage the machines that workspaces run on
+    #[command(
+        subcommand,
+        arg_required_else_help = true,
+        after_help = "Examples:\n  ssh vendetta node add node1 10.0.0.5 --user devuser\n  ssh vendetta node list"
+    )]
+    Node(NodeCommand),
+
+    /// Show the gateway, its nodes and what they run, on one screen
+    #[command(
+        after_help = "Examples:\n  ssh vendetta status\n  ssh -t vendetta status --watch\n  ssh vendetta status --json"
+    )]
+    Status {
+        /// Go on, and show it anew as it changes
+        #[arg(long, short)]
+        watch: bool,
+    },
+
+    /// Show what happens on the gateway, as it happens
+    #[command(after_help = "Examples:\n  ssh vendetta events\n  ssh vendetta events --json")]
+    Events,
 
     /// Show which user your key stands for
     #[command(after_help = "Examples:\n  ssh vendetta whoami")]
@@ -137,7 +156,9 @@ impl Command {
             Self::Workspace(command) => command.run(session).await,
             Self::User(command) => command.run(session).await,
             Self::Key(command) => command.run(session).await,
-            Self::Status => super::status::status(session).await,
+            Self::Node(command) => command.run(session).await,
+            Self::Status { watch } => super::status::status(session, watch).await,
+            Self::Events => super::events::events(session).await,
             Self::Whoami => super::status::whoami(session).await,
             Self::Version => super::status::version(session).await,
             Self::Completion { shell } => {

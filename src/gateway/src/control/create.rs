@@ -3,19 +3,22 @@
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use serde_json::json;
-use vendetta_proto::WorkspaceName;
-use vendetta_proto::spec::{AutoUp, ProjectConfig, ProviderKind};
+use vendetta_proto::spec::{AutoUp, ProjectConfig, ProviderKind, Remote};
 use vendetta_proto::value::ByteSize;
+use vendetta_proto::{NodeName, WorkspaceName};
 
 use super::command::{Done, Session};
 use super::failure::Failure;
 use super::lifecycle::{self, Change};
+use super::node::{self, permit};
 use super::progress::result_line;
 use super::text::printable;
 use super::workspace::find;
 use crate::access::Action;
 use crate::config::project;
-use crate::workspace::Overrides;
+use crate::inventory::{Address, InvalidAddress, NewNode};
+use crate::store::NodeRow;
+use crate::workspace::{ErrorKind, Overrides};
 
 /// Flags of `workspace create`; each wins over the project config.
 #[derive(Debug, Args)]
@@ -28,7 +31,8 @@ pub struct Create {
     /// Image to make it from
     #[arg(long)]
     image: Option<String>,
-    /// Node to run it on; the gateway's own machine when omitted
+    /// Node to run it on, or [USER@]HOST[:PORT] of a machine to make one; the
+    /// gateway's own machine when omitted
     #[arg(long, value_name = "NODE")]
     remote: Option<String>,
     /// User of sessions and services; the image's own when omitted
@@ -92,9 +96,10 @@ fn is_variable_name(name: &str) -> bool {
 impl Create {
     pub(super) async fn run(self, session: &mut Session<'_>) -> Result<Done, Failure> {
         let config = self.read_config(session).await?;
+        let remote = remote(session, self.remote.as_deref(), config.remote.as_ref()).await?;
         let overrides = Overrides {
             provider: self.provider,
-            remote: self.remote,
+            remote,
             image: self.image,
             user: self.user,
             cpu: self.cpu,
@@ -154,6 +159,77 @@ impl Create {
             )),
         }
     }
+}
+
+/// The node that the flag or the config names. An address that is no node yet
+/// is made one, for an admin.
+async fn remote(
+    session: &mut Session<'_>,
+    flag: Option<&str>,
+    config: Option<&Remote>,
+) -> Result<Option<NodeName>, Failure> {
+    let context = "workspace create";
+    let (text, user, port) = match (flag, config) {
+        (Some(flag), _) => (flag, None, None),
+        (None, Some(remote)) => (remote.node.as_str(), remote.user.clone(), remote.port),
+        (None, None) => return Ok(None),
+    };
+    let inventory = session.control.workspaces.inventory().clone();
+    if let Some(node) = text.parse().ok().and_then(|name| inventory.find(&name)) {
+        let place = node.place();
+        let is = |row: &NodeRow| {
+            user.as_ref().is_none_or(|user| *user == row.user)
+                && port.is_none_or(|port| port == row.port)
+        };
+        if place.row.as_ref().is_none_or(is) {
+            return Ok(Some(place.name.clone()));
+        }
+        return Err(Failure::usage(
+            context,
+            format!(
+                "remote says another user or port than node {} has, which is {}",
+                place.name,
+                place.address()
+            ),
+        )
+        .remedy(format!("leave them out: remote: {{node: {}}}", place.name)));
+    }
+    if !Address::looks_like_one(text) && user.is_none() && port.is_none() {
+        return match inventory.get(text) {
+            Ok(node) => Ok(Some(node.name())),
+            Err(error) => Err(Failure::inventory(context, error)),
+        };
+    }
+    let given: Address = text
+        .parse()
+        .map_err(|error: InvalidAddress| Failure::usage(context, error.to_string()))?;
+    let address = Address {
+        user: user.or(given.user),
+        port: port.or(given.port),
+        host: given.host,
+    };
+    if let Some(node) = inventory.at(&address) {
+        return Ok(Some(node.name()));
+    }
+    let permit = permit(session, "add nodes").map_err(|_| {
+        Failure::new(
+            ErrorKind::NotFound,
+            context,
+            format!("there is no node at {address}"),
+        )
+        .remedy("ask an admin to add it; \"ssh vendetta node list\" shows the nodes there are")
+    })?;
+    let new = NewNode {
+        name: inventory.name_for(&address),
+        address,
+        host_key: None,
+        jump: None,
+        allow_host: false,
+    };
+    let node = node::add(session, &permit, new).await?;
+    let name = node.name();
+    session.note(&format!("Node {name} added.\n")).await?;
+    Ok(Some(name))
 }
 
 #[cfg(test)]

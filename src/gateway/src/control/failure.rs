@@ -5,6 +5,7 @@ use serde_json::json;
 use super::io::Console;
 use super::text::printable;
 use crate::config::Invalid;
+use crate::inventory::InventoryError;
 use crate::store::StoreError;
 use crate::workspace::{ErrorKind, WorkspaceError};
 
@@ -51,6 +52,17 @@ impl Failure {
         Self {
             interrupted: true,
             ..Self::new(ErrorKind::Internal, context, problem)
+        }
+    }
+
+    /// What the inventory says, about `context`.
+    pub(super) fn inventory(context: impl Into<String>, error: InventoryError) -> Self {
+        match error {
+            InventoryError::Store(error) if error.exit_code() == 70 => store(context)(error),
+            error => Self {
+                remedy: error.remedy(),
+                ..Self::new(error.kind(), context, error.to_string())
+            },
         }
     }
 

@@ -7,15 +7,23 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use crate::inventory::ByteStream;
 
 /// Bytes that a user may type ahead of a running command; a tty keeps as much.
 const MAX_TYPE_AHEAD: usize = 4096;
 
 /// Width of text that is written for nobody's terminal.
 const DEFAULT_WIDTH: usize = 100;
+
+/// Longest password, in bytes.
+const MAX_SECRET: usize = 1024;
 
 /// ETX, what Ctrl-C sends.
 const INTERRUPT: u8 = 0x03;
@@ -29,6 +37,17 @@ pub struct TerminalSize {
     pub rows: u16,
 }
 
+/// The ssh-agent of a client that forwards it (`ssh -A`).
+#[async_trait]
+pub trait ForwardedAgent: Send + Sync {
+    /// A new connection to it, which speaks the agent protocol
+    /// (draft-ietf-sshm-ssh-agent).
+    ///
+    /// # Errors
+    /// When the client does not open one.
+    async fn connect(&self) -> io::Result<Box<dyn ByteStream>>;
+}
+
 /// The streams of one client session.
 pub struct Io {
     /// What the client sends.
@@ -39,6 +58,8 @@ pub struct Io {
     pub stderr: Box<dyn AsyncWrite + Send + Unpin>,
     /// The terminal's size as it changes; some when the client has a pty.
     pub terminal: Option<watch::Receiver<TerminalSize>>,
+    /// The client's agent; some when it forwards one.
+    pub agent: Option<Arc<dyn ForwardedAgent>>,
 }
 
 impl std::fmt::Debug for Io {
@@ -103,6 +124,42 @@ impl Console {
     /// Whether the client has a terminal.
     pub(super) fn is_terminal(&self) -> bool {
         self.io.terminal.is_some()
+    }
+
+    /// The client's agent, when it forwards one.
+    pub(super) fn agent(&self) -> Option<Arc<dyn ForwardedAgent>> {
+        self.io.agent.clone()
+    }
+
+    /// Asks for something that is not shown while it is typed; none when the
+    /// user gives up (Ctrl-C, Ctrl-D, the end of input) or has no terminal.
+    pub(super) async fn ask_secret(
+        &mut self,
+        prompt: &str,
+    ) -> io::Result<Option<Zeroizing<String>>> {
+        if !self.is_terminal() {
+            return Ok(None);
+        }
+        self.out(prompt).await?;
+        let mut typed = Zeroizing::new(Vec::new());
+        let secret = loop {
+            if self.pending.is_empty() && !self.fill().await? {
+                break None;
+            }
+            let byte = self.pending.remove(0);
+            match byte {
+                b'\r' | b'\n' => break Some(typed),
+                INTERRUPT | 0x04 => break None,
+                // Backspace and Ctrl-U, as a tty has them.
+                0x7f | 0x08 => while typed.pop().is_some_and(|byte| byte & 0xc0 == 0x80) {},
+                0x15 => typed.clear(),
+                _ if typed.len() < MAX_SECRET => typed.push(byte),
+                _ => {}
+            }
+        };
+        self.out("\n").await?;
+        let text = secret.map(|typed| String::from_utf8_lossy(&typed).into_owned());
+        Ok(text.map(Zeroizing::new))
     }
 
     /// The terminal's size as it changes.
@@ -265,6 +322,7 @@ pub(super) mod tests {
             stdout: Box::new(server_stdout),
             stderr: Box::new(server_stderr),
             terminal: size.as_ref().map(watch::Sender::subscribe),
+            agent: None,
         };
         (
             Client {

@@ -5,14 +5,19 @@
 pub mod command;
 mod complete;
 pub mod create;
+mod dialog;
 mod editor;
+mod events;
 mod failure;
 mod history;
 mod io;
 pub mod key;
 mod lifecycle;
+pub mod node;
+mod node_view;
 mod progress;
 mod prompt;
+mod redraw;
 mod status;
 mod terminal;
 mod text;
@@ -31,6 +36,7 @@ use vendetta_proto::WorkspaceName;
 
 use crate::access::{Authorized, Principal};
 use crate::config::Config;
+use crate::events::Events;
 use crate::store::{AuditEvent, Store};
 use crate::workspace::{WorkspaceRef, Workspaces};
 use command::{CommandLine, Done, Session};
@@ -38,7 +44,8 @@ use io::Console;
 use prompt::Next;
 use words::Parsed;
 
-pub use io::{Io, TerminalSize};
+pub use crate::inventory::ByteStream;
+pub use io::{ForwardedAgent, Io, TerminalSize};
 
 /// Who asks, and what their session brought along.
 #[derive(Debug, Clone)]
@@ -82,6 +89,7 @@ pub struct Control {
     config: Config,
     store: Store,
     workspaces: Workspaces,
+    events: Events,
     bound: SocketAddr,
     started: Instant,
 }
@@ -89,11 +97,18 @@ pub struct Control {
 impl Control {
     /// `bound` is the address the gateway listens on.
     #[must_use]
-    pub fn new(config: &Config, store: Store, workspaces: Workspaces, bound: SocketAddr) -> Self {
+    pub fn new(
+        config: &Config,
+        store: Store,
+        workspaces: Workspaces,
+        events: Events,
+        bound: SocketAddr,
+    ) -> Self {
         Self {
             config: config.clone(),
             store,
             workspaces,
+            events,
             bound,
             started: Instant::now(),
         }

@@ -2,15 +2,33 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
 
 use super::command::{Done, Session};
 use super::failure::Failure;
+use super::node_view;
+use super::redraw::redraw;
 
 /// This program's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-pub(super) async fn status(session: &mut Session<'_>) -> Result<Done, Failure> {
+pub(super) async fn status(session: &mut Session<'_>, watch: bool) -> Result<Done, Failure> {
+    if !watch {
+        let (text, value) = page(session);
+        return session.answer(&text, value).await;
+    }
+    let events = session.control.events.clone();
+    let mut events = events.watch();
+    let happened = async move || {
+        // Missed some: then something has changed all the same.
+        !matches!(events.recv().await, Err(RecvError::Closed))
+    };
+    redraw(session, happened, page).await
+}
+
+/// The whole gateway on one screen.
+fn page(session: &Session<'_>) -> (String, Value) {
     let control = session.control;
     let principal = &session.caller.principal;
     let (host, port) = control.config.address(control.bound);
@@ -29,18 +47,23 @@ pub(super) async fn status(session: &mut Session<'_>) -> Result<Done, Failure> {
     } else {
         parts.join(", ")
     };
-    let text = format!(
-        "Gateway     {host} port {port}\nVersion     {VERSION}\nUp          {}\nYou         {} ({})\nWorkspaces  {workspaces}\n",
+    let nodes = control.workspaces.inventory().list();
+    let mut text = format!(
+        "Gateway     {host} port {port}\nVersion     {VERSION}\nUp          {}\nYou         {} ({})\nWorkspaces  {workspaces}\nNodes\n",
         super::text::duration(i64::try_from(uptime).unwrap_or(i64::MAX)),
         principal.user,
         principal.role,
     );
+    for node in &nodes {
+        text.push_str(&node_view::line(session, node));
+    }
     let value = json!({
         "gateway": { "host": host, "port": port, "version": VERSION, "uptime_seconds": uptime },
         "user": { "name": principal.user, "role": principal.role },
         "workspaces": { "total": total, "by_state": states },
+        "nodes": nodes.iter().map(|node| node_view::value(session, node)).collect::<Vec<_>>(),
     });
-    session.answer(&text, value).await
+    (text, value)
 }
 
 pub(super) async fn whoami(session: &mut Session<'_>) -> Result<Done, Failure> {

@@ -83,6 +83,8 @@ impl Lab {
             state_dir: state_dir.clone(),
             docker_socket: dir.path().join("no-docker.sock"),
             allow_host: true,
+            node_key: PrivateKey::generate_ed25519("nodes").unwrap(),
+            events: Events::default(),
             tracker: TaskTracker::new(),
             cancel: end.clone(),
         })
@@ -96,6 +98,7 @@ impl Lab {
             &config,
             store,
             workspaces,
+            Events::default(),
             "127.0.0.1:2222".parse().unwrap(),
         );
         Self {

@@ -6,9 +6,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use vendetta_proto::agent::DEFAULT_USER;
 
-use super::environment::{Environment, stderr_line};
+use super::environment::{Environment, OpenedSession, stderr_line};
 use super::forward;
 use super::handler::Shared;
+use super::session::STDERR;
 use crate::control::{Attach, Caller, Io, TerminalSize};
 
 /// Joins the streams until the environment's session ends; returns the exit code.
@@ -36,8 +37,8 @@ pub async fn run(
             forward::serve(task, opens).await;
         }
     });
-    let channel = match environment.open_session(&mut io.stderr).await {
-        Ok(channel) => channel,
+    let OpenedSession { channel, farewell } = match environment.open_session(&mut io.stderr).await {
+        Ok(session) => session,
         Err(error) => return fail(&mut io, &error.message, error.exit_code).await,
     };
     let started = async {
@@ -79,7 +80,7 @@ pub async fn run(
         )
         .await;
     }
-    join(channel, io, session).await
+    join(channel, io, session, &farewell).await
 }
 
 async fn fail(io: &mut Io, message: &str, exit_code: u8) -> u8 {
@@ -92,6 +93,7 @@ async fn join(
     channel: russh::Channel<client::Msg>,
     io: Io,
     session: &ChannelWriteHalf<server::Msg>,
+    farewell: &str,
 ) -> u8 {
     let (mut read, write) = channel.split();
     let Io {
@@ -109,7 +111,13 @@ async fn join(
     let output = async {
         // 255 is ssh's own; a session that ends without a status was cut off.
         let mut exit_code = 5;
-        while let Some(message) = read.wait().await {
+        loop {
+            let Some(message) = read.wait().await else {
+                let _ = session
+                    .extended_data_bytes(STDERR, farewell.to_owned())
+                    .await;
+                break;
+            };
             let forwarded = match message {
                 ChannelMsg::Data { data } => session.data_bytes(data).await,
                 ChannelMsg::ExtendedData { data, ext } => {

@@ -8,12 +8,14 @@
 //!       └──▶ failed(message, exit code)
 //! ```
 
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use russh::Channel;
 use russh::client::{self, Handle};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{broadcast, mpsc, watch};
+use vendetta_proto::NodeName;
 
 use crate::access::Authorized;
 use crate::agent::opens::{AgentHandler, EnvironmentOpen};
@@ -32,8 +34,49 @@ pub struct LinkError {
     pub exit_code: u8,
 }
 
-/// The agent's side of a connection.
-pub type Link = Arc<Handle<AgentHandler>>;
+/// The agent's side of a connection; clones share it.
+#[derive(Clone)]
+pub struct Link(Arc<Linked>);
+
+struct Linked {
+    agent: Handle<AgentHandler>,
+    /// The node that the agent is on.
+    node: NodeName,
+    /// A session that was opened ahead of need.
+    spare: Mutex<Option<Channel<client::Msg>>>,
+}
+
+impl Deref for Link {
+    type Target = Handle<AgentHandler>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0.agent
+    }
+}
+
+impl Link {
+    async fn open_session(&self) -> Result<Channel<client::Msg>, russh::Error> {
+        let spare = self
+            .0
+            .spare
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match spare {
+            Some(session) => Ok(session),
+            None => self.channel_open_session().await,
+        }
+    }
+}
+
+/// A session in an environment.
+pub struct OpenedSession {
+    /// The environment's side of it.
+    pub channel: Channel<client::Msg>,
+    /// What its user reads on standard error when the connection to the
+    /// environment is lost.
+    pub farewell: String,
+}
 
 type Outcome = Option<Result<Link, LinkError>>;
 
@@ -100,7 +143,7 @@ impl Environment {
     pub async fn open_session(
         &self,
         stderr: &mut (impl AsyncWrite + Unpin),
-    ) -> Result<Channel<client::Msg>, LinkError> {
+    ) -> Result<OpenedSession, LinkError> {
         let mut progress = self.progress.subscribe();
         let mut link = std::pin::pin!(self.link());
         let link = loop {
@@ -116,12 +159,19 @@ impl Environment {
                 }
             }
         };
-        link.channel_open_session()
-            .await
-            .map_err(|error| LinkError {
+        match link.open_session().await {
+            Ok(channel) => Ok(OpenedSession {
+                channel,
+                farewell: stderr_line(&format!(
+                    "the connection to the environment on node {} was lost",
+                    link.0.node
+                )),
+            }),
+            Err(error) => Err(LinkError {
                 message: format!("opening a session in the environment: {error}"),
                 exit_code: 5,
-            })
+            }),
+        }
     }
 }
 
@@ -136,9 +186,14 @@ impl Connecting {
     /// Makes the link; returns the channels that the environment opens.
     pub async fn run(self) -> Option<mpsc::Receiver<EnvironmentOpen>> {
         match self.connect().await {
-            Ok(AgentConnection { handle, opens }) => {
-                self.outcome.send_replace(Some(Ok(Arc::new(handle))));
-                Some(opens)
+            Ok((connection, node)) => {
+                let link = Link(Arc::new(Linked {
+                    agent: connection.handle,
+                    node,
+                    spare: Mutex::new(connection.spare),
+                }));
+                self.outcome.send_replace(Some(Ok(link)));
+                Some(connection.opens)
             }
             Err(error) => {
                 self.outcome.send_replace(Some(Err(error)));
@@ -147,7 +202,7 @@ impl Connecting {
         }
     }
 
-    async fn connect(&self) -> Result<AgentConnection, LinkError> {
+    async fn connect(&self) -> Result<(AgentConnection, NodeName), LinkError> {
         let mut looked_again = false;
         loop {
             let target = match self.workspaces.agent(&self.workspace).await {
@@ -166,7 +221,7 @@ impl Connecting {
                 Err(error) => return Err(LinkError::from(&error)),
             };
             match self.pool.take(&target, &self.user).await {
-                Ok(connection) => return Ok(connection),
+                Ok(connection) => return Ok((connection, target.node.name().clone())),
                 Err(error @ AgentError::NoUser { .. }) => {
                     return Err(LinkError {
                         message: error.to_string(),
@@ -180,8 +235,12 @@ impl Connecting {
                     self.workspaces.agent_unreachable(&target.id).await;
                 }
                 Err(error) => {
+                    let message = match error.remedy() {
+                        Some(remedy) => format!("{error}\n{remedy}"),
+                        None => error.to_string(),
+                    };
                     return Err(LinkError {
-                        message: error.to_string(),
+                        message,
                         exit_code: 5,
                     });
                 }

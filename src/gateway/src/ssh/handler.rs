@@ -98,6 +98,7 @@ impl Shared {
             connection: self.client.clone(),
             closed,
             requests,
+            farewell: None,
         }
     }
 
@@ -392,13 +393,9 @@ impl server::Handler for Connection {
         _channel: ChannelId,
         _session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        Ok(match &self.accepted {
-            Some(Accepted {
-                shared,
-                target: Target::Workspace(_),
-            }) => shared.principal.permissions.agent_forwarding,
-            _ => false,
-        })
+        // A control command uses it to open a node (`ssh -A vendetta node add`).
+        let accepted = self.accepted.as_ref();
+        Ok(accepted.is_some_and(|accepted| accepted.shared.principal.permissions.agent_forwarding))
     }
 
     async fn tcpip_forward(

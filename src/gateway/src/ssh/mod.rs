@@ -16,12 +16,12 @@ pub mod restrict;
 pub mod route;
 pub mod server_config;
 pub mod session;
-pub mod workers;
 
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
+use vendetta_sshio::workers::Workers;
 
 use crate::agent::pool::Pool;
 use crate::control::Control;
@@ -45,7 +45,7 @@ pub struct Services {
     /// Told whenever a connection has ended.
     pub ended: Arc<Notify>,
     /// The threads that serve connections.
-    pub workers: workers::Workers,
+    pub workers: Workers,
     /// Every task of every connection.
     pub tasks: TaskTracker,
 }

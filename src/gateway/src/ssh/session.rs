@@ -1,7 +1,11 @@
 //! Session channels: bridged to an environment, or running a control command.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
+
+use async_trait::async_trait;
 
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, server};
 use tokio::io::{AsyncWriteExt, SimplexStream, WriteHalf};
@@ -12,7 +16,7 @@ use super::attach;
 use super::environment::{Environment, LinkError, stderr_line};
 use super::handler::Shared;
 use super::route::nearest;
-use crate::control::{Caller, Control, Io, Outcome, TerminalSize};
+use crate::control::{ByteStream, Caller, Control, ForwardedAgent, Io, Outcome, TerminalSize};
 
 /// How long a client may take to say what it wants of a session that fails,
 /// and to close one that has ended.
@@ -22,14 +26,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STDIN_BUFFER: usize = 64 * 1024;
 
 /// SSH_EXTENDED_DATA_STDERR (RFC 4254 section 5.2).
-const STDERR: u32 = 1;
+pub(super) const STDERR: u32 = 1;
 
 /// Serves a session in an environment, bringing it up first if need be.
 pub async fn workspace(side: ClientSide, environment: Environment) {
     let mut stderr = side.channel.make_writer_ext(Some(STDERR));
     match environment.open_session(&mut stderr).await {
-        Ok(environment) => {
-            relay::bridge(side, environment).await;
+        Ok(session) => {
+            let side = ClientSide {
+                farewell: Some(session.farewell),
+                ..side
+            };
+            relay::bridge(side, session.channel).await;
         }
         Err(error) => refuse(side, &error).await,
     }
@@ -96,6 +104,7 @@ async fn finish(
 struct Setup {
     env: BTreeMap<String, String>,
     terminal: Option<(watch::Sender<TerminalSize>, watch::Receiver<TerminalSize>)>,
+    agent: bool,
 }
 
 enum Start {
@@ -116,6 +125,7 @@ pub async fn control(shared: Shared, side: ClientSide, unknown: Option<String>) 
     let mut setup = Setup {
         env: BTreeMap::new(),
         terminal: None,
+        agent: false,
     };
     let Some(mut start) = started(&mut channel, &connection, &mut setup, &shared).await else {
         let _ = channel.close().await;
@@ -143,6 +153,9 @@ pub async fn control(shared: Shared, side: ClientSide, unknown: Option<String>) 
         stdout: Box::new(write.make_writer()),
         stderr: Box::new(write.make_writer_ext(Some(STDERR))),
         terminal,
+        agent: setup
+            .agent
+            .then(|| Arc::new(ClientAgent(connection.clone())) as _),
     };
     let control = shared.services.control.clone();
     let run = async {
@@ -220,6 +233,10 @@ async fn started(
                 }
             }
             ChannelMsg::RequestX11 { want_reply, .. } => answer(want_reply, false).await?,
+            // russh has answered this one by the handler's verdict already.
+            ChannelMsg::AgentForward { .. } => {
+                setup.agent = shared.principal.permissions.agent_forwarding;
+            }
             ChannelMsg::Exec {
                 want_reply,
                 command,
@@ -238,6 +255,17 @@ async fn started(
             ChannelMsg::Close => return None,
             _ => {}
         }
+    }
+}
+
+/// The agent of a client that forwards it (OpenSSH PROTOCOL.agent).
+struct ClientAgent(server::Handle);
+
+#[async_trait]
+impl ForwardedAgent for ClientAgent {
+    async fn connect(&self) -> io::Result<Box<dyn ByteStream>> {
+        let channel = self.0.channel_open_agent().await;
+        Ok(Box::new(channel.map_err(io::Error::other)?.into_stream()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use vendetta_proto::UserName;
+use vendetta_proto::{NodeName, UserName};
 
 /// Why the store did not do something. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,19 @@ pub enum StoreError {
     /// No such user.
     #[error("there is no user {0}")]
     NoUser(UserName),
+    /// No such node.
+    #[error("there is no node {0}")]
+    NoNode(NodeName),
+    /// A node that something depends on.
+    #[error("node {node} is in use: {}", in_use(workspaces, nodes))]
+    NodeInUse {
+        /// The node.
+        node: NodeName,
+        /// Names of the workspaces on it.
+        workspaces: Vec<String>,
+        /// Names of the nodes that are reached through it.
+        nodes: Vec<String>,
+    },
     /// No key of that user matches.
     #[error("user {user} has no key {key}")]
     NoKey {
@@ -105,8 +118,9 @@ impl StoreError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NoUser(_) | Self::NoKey { .. } => 3,
+            Self::NoUser(_) | Self::NoNode(_) | Self::NoKey { .. } => 3,
             Self::NameTaken { .. }
+            | Self::NodeInUse { .. }
             | Self::AmbiguousKey { .. }
             | Self::KeyTaken { .. }
             | Self::LastAdmin(_)
@@ -127,6 +141,17 @@ impl StoreError {
             other => other,
         }
     }
+}
+
+fn in_use(workspaces: &[String], nodes: &[String]) -> String {
+    let part = |what: &str, names: &[String]| {
+        (!names.is_empty()).then(|| format!("{what} {}", names.join(", ")))
+    };
+    let parts = [
+        part("workspaces", workspaces),
+        part("on the way to nodes", nodes),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 impl From<rusqlite::Error> for StoreError {

@@ -1,4 +1,4 @@
-//! What must survive: users, their keys, workspaces and the audit log, in one
+//! What must survive: users, their keys, nodes, workspaces and the audit log, in one
 //! SQLite file.
 //!
 //! A change is on disk (WAL, `synchronous=FULL`) before the call that made it
@@ -9,6 +9,7 @@
 
 mod audit;
 mod error;
+mod nodes;
 mod people;
 mod schema;
 mod workspaces;
@@ -24,6 +25,7 @@ use vendetta_proto::UserName;
 
 pub use audit::{AuditEvent, AuditRecord};
 pub use error::StoreError;
+pub use nodes::NodeRow;
 pub use people::{KeyRecord, UserRecord};
 pub use workspaces::WorkspaceRow;
 

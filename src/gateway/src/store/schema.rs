@@ -9,7 +9,8 @@ use super::StoreError;
 
 /// Steps from each format to the next; `user_version` counts those done.
 /// Never edit one that was released: add another.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (
         name TEXT PRIMARY KEY,
         value TEXT NOT NULL
@@ -46,7 +47,22 @@ const MIGRATIONS: &[&str] = &["
         event TEXT NOT NULL,
         detail TEXT NOT NULL                -- JSON object
     ) STRICT;
-"];
+",
+    "
+    CREATE TABLE nodes (
+        name TEXT PRIMARY KEY,
+        user TEXT NOT NULL,
+        host TEXT NOT NULL,
+        port INTEGER NOT NULL,
+        jump TEXT REFERENCES nodes (name) ON UPDATE CASCADE,
+        host_key TEXT NOT NULL,             -- pinned; OpenSSH line without comment
+        allow_host INTEGER NOT NULL,
+        probe TEXT NOT NULL,                -- what was found on it, JSON
+        created INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX workspaces_of_a_node ON workspaces (node);
+",
+];
 
 /// Opens the file and brings it up to date.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {

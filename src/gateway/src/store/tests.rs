@@ -64,12 +64,16 @@ fn a_file_of_a_newer_version_is_refused_and_left_alone() {
     let path = dir.path().join("state/vendetta.db");
     let id = Store::open(&path).unwrap().gateway_id().to_owned();
     let raw = Connection::open(&path).unwrap();
+    let version = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
+    let ours = raw
+        .pragma_query_value(None, "user_version", version)
+        .unwrap();
     raw.pragma_update(None, "user_version", 99).unwrap();
     assert!(matches!(
         Store::open(&path),
         Err(StoreError::Newer { found: 99, .. })
     ));
-    raw.pragma_update(None, "user_version", 1).unwrap();
+    raw.pragma_update(None, "user_version", ours).unwrap();
     assert_eq!(Store::open(&path).unwrap().gateway_id(), id);
 }
 
@@ -231,4 +235,85 @@ async fn audit_events_come_back_newest_first() {
     assert_eq!(log.len(), 1000);
     assert_eq!(log[0].detail, json!({ "n": 999 }));
     assert_eq!(log[999].user.as_deref(), Some("alice"));
+}
+
+fn node(name: &str, jump: Option<&str>) -> NodeRow {
+    NodeRow {
+        name: name.parse().unwrap(),
+        user: "dev".to_owned(),
+        host: format!("{name}.example.org"),
+        port: 2222,
+        jump: jump.map(|name| name.parse().unwrap()),
+        host_key: key(),
+        allow_host: true,
+        probe: json!({ "arch": "x86_64" }),
+        created: people::now(),
+    }
+}
+
+#[tokio::test]
+async fn a_node_is_read_as_it_was_saved_and_saved_again_is_changed() {
+    let (_dir, store) = store();
+    let mut row = node("n1", None);
+    store.save_node(&row).await.unwrap();
+    assert_eq!(store.nodes().await.unwrap(), [row.clone()]);
+    row.port = 22;
+    row.host_key = key();
+    store.save_node(&row).await.unwrap();
+    assert_eq!(store.nodes().await.unwrap(), [row]);
+}
+
+#[tokio::test]
+async fn a_renamed_node_takes_what_refers_to_it_along() {
+    let (_dir, store) = store();
+    store.add_user(&name("alice"), Role::Admin).await.unwrap();
+    store.save_node(&node("n1", None)).await.unwrap();
+    store.save_node(&node("n2", Some("n1"))).await.unwrap();
+    let mut on_it = workspace("ws", "alice");
+    on_it.node = "n1".parse().unwrap();
+    store.add_workspace(&on_it).await.unwrap();
+    let rename = |from: &str, to: &str| {
+        let (store, from, to) = (store.clone(), from.parse().unwrap(), to.parse().unwrap());
+        async move { store.rename_node(&from, &to).await }
+    };
+    assert!(matches!(
+        rename("n1", "n2").await,
+        Err(StoreError::NameTaken { .. })
+    ));
+    assert!(matches!(
+        rename("n1", "local").await,
+        Err(StoreError::NameTaken { .. })
+    ));
+    assert!(matches!(
+        rename("n3", "n4").await,
+        Err(StoreError::NoNode(_))
+    ));
+    rename("n1", "big").await.unwrap();
+    let nodes = store.nodes().await.unwrap();
+    assert_eq!(nodes[1].jump.as_ref().unwrap().as_str(), "big");
+    assert_eq!(store.workspaces().await.unwrap()[0].node.as_str(), "big");
+}
+
+#[tokio::test]
+async fn a_node_in_use_is_not_removed() {
+    let (_dir, store) = store();
+    store.add_user(&name("alice"), Role::Admin).await.unwrap();
+    store.save_node(&node("n1", None)).await.unwrap();
+    store.save_node(&node("n2", Some("n1"))).await.unwrap();
+    let mut on_it = workspace("ws", "alice");
+    on_it.node = "n1".parse().unwrap();
+    store.add_workspace(&on_it).await.unwrap();
+    let (n1, n2) = ("n1".parse().unwrap(), "n2".parse().unwrap());
+    let refused = store.remove_node(&n1).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("ws") && refused.contains("n2"),
+        "{refused}"
+    );
+    store.remove_node(&n2).await.unwrap();
+    store.forget_workspace(&on_it.id).await.unwrap();
+    store.remove_node(&n1).await.unwrap();
+    assert!(matches!(
+        store.remove_node(&n1).await,
+        Err(StoreError::NoNode(_))
+    ));
 }

@@ -18,6 +18,7 @@ use super::manager::AgentTarget;
 use super::services::Services;
 use super::state::{Desired, Effect, Event, Found, Machine, Outcome, Phase, Record, Request, Work};
 use super::{ErrorKind, Failure, Operation, ProgressSink, WorkspaceError, work};
+use crate::events::Happening;
 use crate::provider::Context;
 
 /// How long the engine may take to say what it has of a workspace.
@@ -75,8 +76,12 @@ impl Actor {
     }
 
     async fn live(&mut self, stored: Option<Record>) {
-        if let Some(record) = stored {
-            self.recover(record).await;
+        match stored {
+            Some(record) => self.recover(record).await,
+            None => self
+                .services
+                .events
+                .tell(self.state_event(None, Phase::Created)),
         }
         while self.machine.phase() != Phase::Destroyed {
             let ended = async {
@@ -106,9 +111,35 @@ impl Actor {
                             let _ = done.send(());
                         }
                     }
+                    Some(Message::Forget(done)) => {
+                        self.forget().await;
+                        let _ = done.send(());
+                        return;
+                    }
                     None => return,
                 }
             }
+        }
+    }
+
+    /// Gives the workspace up without touching what there is of it.
+    async fn forget(&mut self) {
+        if let Some(under_way) = self.under_way.take() {
+            under_way.cancel.cancel();
+        }
+        if let Err(error) = self
+            .services
+            .store
+            .forget_workspace(&self.entry.reference.id)
+            .await
+        {
+            tracing::error!(workspace = %self.entry.reference.name, %error, "not forgotten");
+        }
+        self.services.forget(&self.entry);
+        if let Some(sink) = self.sink.take() {
+            sink.end(Err(WorkspaceError::not_found(
+                self.entry.reference.name.as_str(),
+            )));
         }
     }
 
@@ -146,7 +177,7 @@ impl Actor {
 
     async fn inspect(&self) -> std::result::Result<Found, WorkspaceError> {
         let about = self.entry.context();
-        let (_, provider) = self.services.of(&self.entry.spec)?;
+        let (_, provider) = self.entry.place()?;
         let found = provider.inspect(&self.entry.reference.id);
         match tokio::time::timeout(LOOK_LIMIT, found).await {
             Ok(found) => found.map_err(|error| error.explain(&about)),
@@ -164,7 +195,7 @@ impl Actor {
             return "its environment was removed by somebody else".to_owned();
         }
         let exit = async {
-            let (_, provider) = self.services.of(&self.entry.spec).ok()?;
+            let (_, provider) = self.entry.place().ok()?;
             provider.exited(&self.entry.reference.id).await.ok()
         };
         match tokio::time::timeout(LOOK_LIMIT, exit).await {
@@ -306,10 +337,8 @@ impl Actor {
                         .await
                         .map(Some)
                 }
-                Work::Stop => work::stop(&services, &entry, &context).await.map(|()| None),
-                Work::Destroy => work::destroy(&services, &entry, &context)
-                    .await
-                    .map(|()| None),
+                Work::Stop => work::stop(&entry, &context).await.map(|()| None),
+                Work::Destroy => work::destroy(&entry, &context).await.map(|()| None),
             }
         });
         self.target = None;
@@ -336,11 +365,26 @@ impl Actor {
             snapshot.since = before.since;
         } else {
             tracing::info!(workspace = %self.entry.reference.name, from = %before.phase, to = %phase, "state");
+            self.services
+                .events
+                .tell(self.state_event(Some(before.phase), phase));
         }
         snapshot.failure.clone_from(&self.failure);
         snapshot.note.clone_from(&self.note);
         snapshot.target.clone_from(&self.target);
         self.entry.publish(snapshot);
+    }
+
+    fn state_event(&self, from: Option<Phase>, to: Phase) -> Happening {
+        let failure = self.failure.as_ref().map(|failure| failure.cause.clone());
+        Happening::WorkspaceState {
+            workspace: self.entry.reference.name.clone(),
+            owner: self.entry.reference.owner.clone(),
+            node: self.entry.node.name(),
+            from: from.map(Phase::as_str),
+            to: to.as_str(),
+            cause: failure.or_else(|| self.note.clone()),
+        }
     }
 
     fn doing(&self) -> &'static str {

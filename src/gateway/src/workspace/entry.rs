@@ -9,7 +9,10 @@ use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
 use super::manager::{AgentTarget, WorkspaceRef};
 use super::state::{Machine, Phase, Record, Request};
-use super::{Failure, Operation, Spec, WorkspaceStatus};
+use super::{ErrorKind, Failure, Operation, Spec, WorkspaceError, WorkspaceStatus};
+use crate::inventory::{Node, NodeState};
+use crate::node::NodeTransport;
+use crate::provider::Provider;
 
 /// What an actor is told.
 #[derive(Debug)]
@@ -19,6 +22,9 @@ pub(super) enum Message {
     /// Something may have happened to the environment: look, and tell whoever
     /// waits for it.
     Look(Option<oneshot::Sender<()>>),
+    /// Its node is removed: give it up, leave what there is of it, and say when
+    /// that is done.
+    Forget(oneshot::Sender<()>),
 }
 
 /// What changes, as of the actor's latest step.
@@ -46,11 +52,16 @@ impl Snapshot {
     }
 }
 
+/// The way to a node, and one of its engines.
+type Engine = (Arc<dyn NodeTransport>, Arc<dyn Provider>);
+
 /// A workspace.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub reference: WorkspaceRef,
     pub spec: Spec,
+    /// The node it is on.
+    pub node: Arc<Node>,
     pub created: Timestamp,
     pub host_key: PrivateKey,
     pub host_public: PublicKey,
@@ -62,6 +73,7 @@ impl Entry {
     pub(super) fn new(
         reference: WorkspaceRef,
         spec: Spec,
+        node: Arc<Node>,
         created: Timestamp,
         host_key: PrivateKey,
         inbox: mpsc::Sender<Message>,
@@ -70,6 +82,7 @@ impl Entry {
         Self {
             reference,
             spec,
+            node,
             created,
             host_public: host_key.public(),
             host_key,
@@ -81,6 +94,32 @@ impl Entry {
     /// "workspace NAME", for errors.
     pub(super) fn context(&self) -> String {
         format!("workspace {}", self.reference.name)
+    }
+
+    /// The way to its node, and its engine there.
+    pub(super) fn place(&self) -> Result<Engine, WorkspaceError> {
+        let place = self.node.place();
+        match place.providers.get(&self.spec.provider) {
+            Some(provider) => Ok((Arc::clone(&place.transport), Arc::clone(provider))),
+            None => Err(WorkspaceError::new(
+                ErrorKind::Unavailable,
+                self.context(),
+                format!("node {} has no provider {}", place.name, self.spec.provider),
+            )),
+        }
+    }
+
+    /// That its node cannot be reached, when it cannot.
+    fn node_trouble(&self) -> Option<String> {
+        let health = self.node.health();
+        (health.state == NodeState::Down).then(|| {
+            let problem = health
+                .troubles
+                .first()
+                .map(|trouble| trouble.problem.as_str());
+            let problem = problem.unwrap_or("it cannot be reached");
+            format!("node {} is down: {problem}", self.node.name())
+        })
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -112,7 +151,7 @@ impl Entry {
             id: self.reference.id.clone(),
             owner: self.reference.owner.clone(),
             provider: self.spec.provider,
-            node: self.spec.node.clone(),
+            node: self.node.name(),
             image: self.spec.image().map(str::to_owned),
             state: snapshot.phase,
             desired: snapshot.record.desired,
@@ -120,7 +159,7 @@ impl Entry {
             created: self.created,
             since: snapshot.since,
             failure: snapshot.failure,
-            note: snapshot.note,
+            note: snapshot.note.or_else(|| self.node_trouble()),
             inactive: self.spec.inactive(),
         }
     }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use vendetta_sshio::keys::KeyError;
 
 use crate::agent::install::InstallError;
+use crate::inventory::InventoryError;
 use crate::node::NodeError;
 use crate::provider::ProviderError;
 use crate::store::StoreError;
@@ -98,7 +99,7 @@ impl fmt::Display for WorkspaceError {
 impl std::error::Error for WorkspaceError {}
 
 /// What a failure of the layers below means to somebody who uses a workspace.
-pub(super) trait Explain {
+pub(crate) trait Explain {
     /// As a failure of `context`.
     fn explain(self, context: &str) -> WorkspaceError;
 }
@@ -125,7 +126,7 @@ impl Explain for InstallError {
     fn explain(self, context: &str) -> WorkspaceError {
         let problem = self.to_string();
         match self {
-            Self::Node(_) => WorkspaceError::new(ErrorKind::Unavailable, context, problem),
+            Self::Node(error) => error.explain(context),
             Self::NoPayload { .. } | Self::Read { .. } => {
                 WorkspaceError::new(ErrorKind::Internal, context, problem).with_remedy(
                     "put vendetta-agent beside the gateway, or set agent_dir in its config",
@@ -137,7 +138,19 @@ impl Explain for InstallError {
 
 impl Explain for NodeError {
     fn explain(self, context: &str) -> WorkspaceError {
-        WorkspaceError::new(ErrorKind::Unavailable, context, self.to_string())
+        WorkspaceError {
+            remedy: self.remedy(),
+            ..WorkspaceError::new(ErrorKind::Unavailable, context, self.to_string())
+        }
+    }
+}
+
+impl Explain for InventoryError {
+    fn explain(self, context: &str) -> WorkspaceError {
+        WorkspaceError {
+            remedy: self.remedy(),
+            ..WorkspaceError::new(self.kind(), context, self.to_string())
+        }
     }
 }
 

@@ -4,21 +4,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vendetta_proto::spec::{AutoUp, ProjectConfig};
 use vendetta_proto::{UserName, WorkspaceName};
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
-use super::entry::Entry;
+use super::entry::{Entry, Message};
 use super::error::Explain;
-use super::services::Services;
+use super::services::{Services, allowed};
 use super::state::{Desired, Phase, Record, Request};
 use super::supervise::supervise;
 use super::{
     ErrorKind, Operation, Overrides, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec,
 };
-use crate::access::{Account, Action, Authorized, Principal, Resource, authorize};
+use crate::access::{Account, Action, Authorized, Gateway, Principal, Resource, authorize};
+use crate::events::Events;
+use crate::inventory::{self, Inventory, Node};
 use crate::node::NodeTransport;
 use crate::store::{Store, WorkspaceRow};
 
@@ -42,6 +45,10 @@ pub struct Settings {
     pub docker_socket: PathBuf,
     /// Whether the node `local` allows provider host.
     pub allow_host: bool,
+    /// Opens nodes.
+    pub node_key: PrivateKey,
+    /// Where changes are told.
+    pub events: Events,
     /// Owns every task.
     pub tracker: TaskTracker,
     /// Ends every task.
@@ -105,16 +112,82 @@ impl Workspaces {
     /// # Errors
     /// When the store cannot be read.
     pub async fn start(settings: Settings) -> Result<Self, WorkspaceError> {
-        let services = Arc::new(Services::new(settings));
+        let (inventory, mut nodes) = Inventory::start(inventory::Settings {
+            store: settings.store.clone(),
+            node_key: settings.node_key.clone(),
+            state_dir: settings.state_dir.clone(),
+            docker_socket: settings.docker_socket.clone(),
+            allow_host: settings.allow_host,
+            operator: inventory::operator(),
+            events: settings.events.clone(),
+            tracker: settings.tracker.clone(),
+            cancel: settings.cancel.clone(),
+        })
+        .await
+        .map_err(|error| error.explain("nodes"))?;
+        let services = Arc::new(Services::new(settings, inventory));
         let rows = services.store.workspaces().await;
         for row in rows.map_err(|error| error.explain("workspaces"))? {
-            services.adopt(row, false)?;
+            match services.inventory.find(&row.node) {
+                Some(node) => {
+                    services.adopt(row, node, false)?;
+                }
+                // The store removes no node that a workspace is on.
+                None => {
+                    tracing::error!(workspace = %row.name, node = %row.node, "on no known node")
+                }
+            }
         }
-        for provider in services.watched() {
-            let watch = supervise(Arc::clone(&services), provider);
-            services.tracker.spawn(watch);
-        }
+        let watched = Arc::clone(&services);
+        services.tracker.spawn(async move {
+            let shutdown = watched.cancel.clone();
+            let watching = async {
+                while let Some(node) = nodes.recv().await {
+                    for kind in watched.watched(&node) {
+                        let watch = supervise(Arc::clone(&watched), Arc::clone(&node), kind);
+                        watched.tracker.spawn(watch);
+                    }
+                }
+            };
+            shutdown.run_until_cancelled(watching).await;
+        });
         Ok(Self(services))
+    }
+
+    /// The nodes.
+    #[must_use]
+    pub fn inventory(&self) -> &Inventory {
+        &self.0.inventory
+    }
+
+    /// The state of every workspace there is, whoever's. From memory.
+    #[must_use]
+    pub fn states(&self) -> Vec<Phase> {
+        let entries = self.0.entries().into_iter();
+        entries.map(|entry| entry.snapshot().phase).collect()
+    }
+
+    /// How many workspaces are on a node.
+    #[must_use]
+    pub fn count_on(&self, node: &Node) -> usize {
+        self.0.on(node).len()
+    }
+
+    /// Gives up every workspace on a node and leaves what there is of them;
+    /// returns their names.
+    pub async fn forget_all_on(
+        &self,
+        _permit: &Authorized<Gateway>,
+        node: &Node,
+    ) -> Vec<WorkspaceName> {
+        let mut names = Vec::new();
+        for entry in self.0.on(node) {
+            let (done, forgotten) = oneshot::channel();
+            if entry.inbox.send(Message::Forget(done)).await.is_ok() && forgotten.await.is_ok() {
+                names.push(entry.reference.name.clone());
+            }
+        }
+        names
     }
 
     /// Stores a new workspace; it is not brought up yet.
@@ -134,7 +207,9 @@ impl Workspaces {
         let owner = authorize(caller, Action::Create, account)
             .map_err(|_| WorkspaceError::not_found(name.as_str()))?;
         let spec = Spec::resolve(config, overrides)?;
-        self.0.allowed(&spec)?;
+        let node = self.0.inventory.get(spec.remote());
+        let node = node.map_err(|error| error.explain("config"))?;
+        allowed(&node.place(), spec.provider)?;
         let host_key = PrivateKey::generate_ed25519(name.as_str())
             .and_then(|key| key.to_openssh())
             .map_err(|error| error.explain(&about))?;
@@ -142,7 +217,7 @@ impl Workspaces {
             id: WorkspaceId::random(),
             name,
             owner: owner.0.clone(),
-            node: spec.node,
+            node: node.name(),
             provider: spec.provider,
             config: spec.config,
             record: Record::NEW,
@@ -155,7 +230,7 @@ impl Workspaces {
         let created = self.0.tracker.spawn(async move {
             let added = services.store.add_workspace(&row).await;
             added.map_err(|error| error.explain(&about))?;
-            services.adopt(row, true)
+            services.adopt(row, node, true)
         });
         let entry = created.await.map_err(|error| {
             WorkspaceError::new(ErrorKind::Internal, "create", error.to_string())
@@ -266,7 +341,7 @@ impl Workspaces {
     ) -> Result<LogStream, WorkspaceError> {
         let entry = self.entry(workspace)?;
         let about = entry.context();
-        let (_, provider) = self.0.of(&entry.spec)?;
+        let (_, provider) = entry.place()?;
         let log = provider.logs(&workspace.id, options).await;
         let log = log.map_err(|error| error.explain(&about))?;
         Ok(log

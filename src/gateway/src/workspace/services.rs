@@ -16,15 +16,12 @@ use super::manager::{Settings, WorkspaceRef};
 use super::state::{Desired, Machine, Phase, Record};
 use super::{ErrorKind, Spec, WorkspaceError, WorkspaceId};
 use crate::agent::install::Payloads;
-use crate::node::{LocalNode, NodeTransport};
-use crate::provider::{Docker, Host, Provider, Providers};
+use crate::events::Events;
+use crate::inventory::{Inventory, Node, Place};
 use crate::store::{Store, WorkspaceRow};
 
 /// Messages that may wait for an actor.
 const INBOX: usize = 64;
-
-/// A node and one of its providers.
-pub(super) type Place = (Arc<dyn NodeTransport>, Arc<dyn Provider>);
 
 /// What actors work with.
 #[derive(Debug)]
@@ -33,73 +30,26 @@ pub(super) struct Services {
     pub host_ca: PrivateKey,
     pub agent_login_key: PublicKey,
     pub payloads: Payloads,
+    pub inventory: Inventory,
+    pub events: Events,
     pub tracker: TaskTracker,
     pub cancel: CancellationToken,
-    allow_host: bool,
-    local: Arc<dyn NodeTransport>,
-    providers: Providers,
     entries: RwLock<BTreeMap<String, Arc<Entry>>>,
 }
 
 impl Services {
-    pub(super) fn new(settings: Settings) -> Self {
-        let gateway_id = settings.store.gateway_id().to_owned();
-        let local: Arc<dyn NodeTransport> = Arc::new(LocalNode::new(settings.state_dir));
-        let docker = Docker::new(
-            Arc::clone(&local),
-            settings.docker_socket,
-            gateway_id.clone(),
-            settings.tracker.clone(),
-        );
-        let mut providers = Providers::new();
-        providers.insert(ProviderKind::Docker, Arc::new(docker));
-        providers.insert(
-            ProviderKind::Host,
-            Arc::new(Host::new(Arc::clone(&local), gateway_id)),
-        );
+    pub(super) fn new(settings: Settings, inventory: Inventory) -> Self {
         Self {
             store: settings.store,
             host_ca: settings.host_ca,
             agent_login_key: settings.agent_login_key,
             payloads: Payloads::new(settings.agent_dir),
+            inventory,
+            events: settings.events,
             tracker: settings.tracker,
             cancel: settings.cancel,
-            allow_host: settings.allow_host,
-            local,
-            providers,
             entries: RwLock::default(),
         }
-    }
-
-    /// Node and provider of a spec.
-    pub(super) fn of(&self, spec: &Spec) -> Result<Place, WorkspaceError> {
-        let provider = self.providers.get(&spec.provider);
-        match provider {
-            Some(provider) if spec.node == *self.local.name() => {
-                Ok((Arc::clone(&self.local), Arc::clone(provider)))
-            }
-            _ => Err(WorkspaceError::new(
-                ErrorKind::Unavailable,
-                "config",
-                format!("node {} has no provider {}", spec.node, spec.provider),
-            )),
-        }
-    }
-
-    /// Whether the node lets the provider run anything.
-    pub(super) fn allowed(&self, spec: &Spec) -> Result<(), WorkspaceError> {
-        if self.allow_host || spec.provider != ProviderKind::Host {
-            return Ok(());
-        }
-        Err(WorkspaceError::new(
-            ErrorKind::Conflict,
-            "config",
-            format!(
-                "node {} does not allow provider {}, which runs without isolation",
-                spec.node, spec.provider
-            ),
-        )
-        .with_remedy("set allow_host = true in section [local] of the gateway's config"))
     }
 
     pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
@@ -142,20 +92,32 @@ impl Services {
         read(&self.entries.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The providers that may have anything of ours.
-    pub(super) fn watched(&self) -> Vec<Arc<dyn Provider>> {
-        let used = |kind| self.read(|entries| entries.values().any(|e| e.spec.provider == kind));
-        let watched = self
-            .providers
-            .iter()
-            .filter(|(kind, _)| **kind != ProviderKind::Host || self.allow_host || used(**kind));
-        watched.map(|(_, provider)| Arc::clone(provider)).collect()
+    /// The workspaces on a node.
+    pub(super) fn on(&self, node: &Node) -> Vec<Arc<Entry>> {
+        let mut entries = self.entries();
+        entries.retain(|entry| std::ptr::eq(Arc::as_ptr(&entry.node), node));
+        entries
+    }
+
+    /// The providers of a node that may have anything of ours.
+    pub(super) fn watched(&self, node: &Node) -> Vec<ProviderKind> {
+        let place = node.place();
+        let used = |kind| {
+            self.on(node)
+                .iter()
+                .any(|entry| entry.spec.provider == kind)
+        };
+        let kinds = place.providers.keys().copied();
+        kinds
+            .filter(|kind| *kind != ProviderKind::Host || place.allow_host || used(*kind))
+            .collect()
     }
 
     /// Gives a workspace its actor.
     pub(super) fn adopt(
         self: &Arc<Self>,
         row: WorkspaceRow,
+        node: Arc<Node>,
         is_new: bool,
     ) -> Result<Arc<Entry>, WorkspaceError> {
         let about = format!("workspace {}", row.name);
@@ -170,7 +132,8 @@ impl Services {
                 name: row.name,
                 owner: row.owner,
             },
-            Spec::stored(row.provider, row.node, row.config),
+            Spec::stored(row.provider, row.config),
+            node,
             row.created,
             host_key,
             inbox,
@@ -195,4 +158,27 @@ fn first_phase(record: Record) -> Phase {
         Desired::Down => Phase::Stopped,
         Desired::Destroyed => Phase::Destroying,
     }
+}
+
+/// Whether a place lets the provider run anything.
+pub(super) fn allowed(place: &Place, provider: ProviderKind) -> Result<(), WorkspaceError> {
+    if place.allow_host || provider != ProviderKind::Host {
+        return Ok(());
+    }
+    let remedy = match &place.row {
+        None => "set allow_host = true in section [local] of the gateway's config".to_owned(),
+        Some(row) => format!(
+            "an admin allows it with: ssh vendetta node add {} {}@{} --port {} --allow-host",
+            place.name, row.user, row.host, row.port
+        ),
+    };
+    Err(WorkspaceError::new(
+        ErrorKind::Conflict,
+        "config",
+        format!(
+            "node {} does not allow provider {provider}, which runs without isolation",
+            place.name
+        ),
+    )
+    .with_remedy(remedy))
 }

@@ -11,8 +11,8 @@ use crate::provider::ImageReference;
 pub struct Overrides {
     /// `--provider`.
     pub provider: Option<ProviderKind>,
-    /// `--remote`: a registered node, or an address.
-    pub remote: Option<String>,
+    /// The node that `--remote` names or leads to.
+    pub remote: Option<NodeName>,
     /// `--image`.
     pub image: Option<String>,
     /// `--user`.
@@ -32,8 +32,6 @@ pub struct Overrides {
 pub struct Spec {
     /// What runs it.
     pub provider: ProviderKind,
-    /// Where.
-    pub node: NodeName,
     /// When connecting brings it up.
     pub auto_up: AutoUp,
     /// The config as it is stored: every key given, overrides in place.
@@ -64,7 +62,7 @@ impl Spec {
         config.provider = Some(provider);
         if let Some(node) = overrides.remote {
             config.remote = Some(Remote {
-                node,
+                node: node.to_string(),
                 user: None,
                 port: None,
             });
@@ -81,7 +79,6 @@ impl Spec {
         check_common(&config)?;
         Ok(Self {
             provider,
-            node: node_of(&config)?,
             auto_up: config.auto_up.unwrap_or_default(),
             config,
         })
@@ -89,13 +86,19 @@ impl Spec {
 
     /// Reads a stored config back. It was checked when it was stored.
     #[must_use]
-    pub fn stored(provider: ProviderKind, node: NodeName, config: ProjectConfig) -> Self {
+    pub fn stored(provider: ProviderKind, config: ProjectConfig) -> Self {
         Self {
             provider,
-            node,
             auto_up: config.auto_up.unwrap_or_default(),
             config,
         }
+    }
+
+    /// The name of the node that it is meant for, as of its creation.
+    #[must_use]
+    pub fn remote(&self) -> &str {
+        let remote = self.config.remote.as_ref();
+        remote.map_or(NodeName::LOCAL, |remote| remote.node.as_str())
     }
 
     /// What it is made from, when the provider takes an image.
@@ -248,19 +251,6 @@ fn check_common(config: &ProjectConfig) -> Result<(), WorkspaceError> {
     Ok(())
 }
 
-fn node_of(config: &ProjectConfig) -> Result<NodeName, WorkspaceError> {
-    match &config.remote {
-        None => Ok(NodeName::local()),
-        Some(remote) if remote.node == NodeName::LOCAL => Ok(NodeName::local()),
-        Some(remote) => Err(WorkspaceError::new(
-            ErrorKind::NotFound,
-            "config",
-            format!("there is no node {}", remote.node),
-        )
-        .with_remedy("leave remote out to use the gateway's own machine")),
-    }
-}
-
 /// The name a workspace gets: the command line's, else the config's.
 pub(super) fn name_of(
     given: Option<WorkspaceName>,
@@ -303,8 +293,8 @@ mod tests {
         assert_eq!(spec.config.env["A"], "1");
         assert_eq!(spec.config.env["B"], "2");
         assert_eq!(
-            (spec.provider, spec.node),
-            (ProviderKind::Docker, NodeName::local())
+            (spec.provider, spec.remote()),
+            (ProviderKind::Docker, "local")
         );
     }
 
@@ -341,11 +331,6 @@ mod tests {
                 serde_json::json!({"docker": {"image": "x"}, "user": "a b"}),
                 "user",
                 2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "remote": {"node": "mars"}}),
-                "mars",
-                3,
             ),
             (serde_json::json!({"lxc": {"image": "x"}}), "lxc", 2),
         ] {

@@ -10,7 +10,7 @@ use vendetta_sshio::keys::certify_host;
 use super::entry::Entry;
 use super::error::Explain;
 use super::manager::AgentTarget;
-use super::services::Services;
+use super::services::{Services, allowed};
 use super::{ErrorKind, WorkspaceError};
 use crate::node::{ByteStream, NodeTransport};
 use crate::provider::{
@@ -38,11 +38,11 @@ pub(super) async fn start(
     context: &Context,
 ) -> Result<AgentTarget, WorkspaceError> {
     let about = entry.context();
-    services.allowed(&entry.spec)?;
+    allowed(&entry.node.place(), entry.spec.provider)?;
     for line in entry.spec.inactive() {
         context.progress.message("config", line);
     }
-    let (node, provider) = services.of(&entry.spec)?;
+    let (node, provider) = entry.place()?;
     let agent = services
         .payloads
         .install(node.as_ref())
@@ -87,24 +87,16 @@ pub(super) async fn start(
 }
 
 /// Takes the environment down.
-pub(super) async fn stop(
-    services: &Services,
-    entry: &Entry,
-    context: &Context,
-) -> Result<(), WorkspaceError> {
-    let (_, provider) = services.of(&entry.spec)?;
+pub(super) async fn stop(entry: &Entry, context: &Context) -> Result<(), WorkspaceError> {
+    let (_, provider) = entry.place()?;
     let step = context.progress.step("stop");
     let stopped = provider.stop(&entry.reference.id, GRACE).await;
     step.end(stopped.map_err(|error| error.explain(&entry.context())))
 }
 
 /// Removes all of it.
-pub(super) async fn destroy(
-    services: &Services,
-    entry: &Entry,
-    context: &Context,
-) -> Result<(), WorkspaceError> {
-    let (_, provider) = services.of(&entry.spec)?;
+pub(super) async fn destroy(entry: &Entry, context: &Context) -> Result<(), WorkspaceError> {
+    let (_, provider) = entry.place()?;
     let step = context.progress.step("remove");
     let removed = provider.destroy(&entry.reference.id).await;
     step.end(removed.map_err(|error| error.explain(&entry.context())))

@@ -16,7 +16,8 @@ use tokio_util::task::TaskTracker;
 use vendetta_proto::spec::ProviderKind;
 
 use super::super::ProviderError;
-use crate::node::{NodeError, NodeTransport};
+use super::unusable::{Unusable, why_not};
+use crate::node::NodeTransport;
 
 /// Oldest API that is spoken: that of Docker 20.10.
 const OLDEST: (usize, usize) = (1, 41);
@@ -107,7 +108,7 @@ impl Engine {
                 message,
             } => (status_code, message),
             Error::DockerStreamError { error } => (500, error),
-            Error::IOError { err } => return self.unreachable(&err),
+            Error::IOError { err } => return self.unreachable(err),
             Error::RequestTimeoutError => {
                 return self.unavailable(format!("{operation}: no answer in time"), None);
             }
@@ -132,24 +133,19 @@ impl Engine {
         }
     }
 
-    fn unreachable(&self, error: &io::Error) -> ProviderError {
-        let socket = self.socket.display();
-        let (problem, remedy) = match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => (
-                format!("no engine listens at {socket}"),
-                Some("start it, for instance: sudo systemctl start docker".to_owned()),
-            ),
-            io::ErrorKind::PermissionDenied => (
-                format!("no permission to open {socket}"),
-                Some(
-                    "add the gateway's user to the group of the socket, for instance: \
-                     sudo usermod -aG docker USER, and start the gateway again"
-                        .to_owned(),
-                ),
-            ),
-            _ => (format!("{socket}: {error}"), None),
-        };
-        self.unavailable(problem, remedy)
+    fn unreachable(&self, error: io::Error) -> ProviderError {
+        let text = error.to_string();
+        let inner = error.into_inner();
+        match inner.map(|inner| inner.downcast::<Unusable>()) {
+            Some(Ok(unusable)) => match *unusable {
+                Unusable::Node(error) => ProviderError::Node(error),
+                other => {
+                    let (problem, remedy) = other.explain(self.node.name());
+                    self.unavailable(problem, Some(remedy))
+                }
+            },
+            _ => self.unavailable(format!("{}: {text}", self.socket.display()), None),
+        }
     }
 }
 
@@ -161,7 +157,12 @@ async fn request_over(
     tracker: TaskTracker,
     mut request: BollardRequest,
 ) -> Result<Response<Incoming>, Error> {
-    let stream = node.open_unix(&socket).await.map_err(io_error)?;
+    let stream = match node.open_unix(&socket).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            return Err(io::Error::other(why_not(node.as_ref(), &socket, error).await).into());
+        }
+    };
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tracker.spawn(async move {
@@ -178,13 +179,6 @@ async fn request_over(
     let headers = request.headers_mut();
     headers.insert(HOST, HeaderValue::from_static("docker"));
     Ok(sender.send_request(request).await?)
-}
-
-fn io_error(error: NodeError) -> io::Error {
-    match error {
-        NodeError::Io { source, .. } => source,
-        other => io::Error::other(other),
-    }
 }
 
 /// Whether the engine says that there is no such thing.

@@ -9,6 +9,7 @@ mod container;
 mod engine;
 mod pull;
 mod resources;
+mod unusable;
 
 use std::path::PathBuf;
 use std::sync::Arc;

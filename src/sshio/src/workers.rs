@@ -1,7 +1,7 @@
 //! The threads that serve connections: each with a runtime of its own, so that
-//! a message between the tasks of one connection (the client's session, the
-//! bridge, the agent's session) is a queue push and never wakes another
-//! processor. What is not a connection runs on the gateway's main runtime.
+//! a message between the tasks of one connection (in the gateway the client's
+//! session, the bridge and the agent's session) is a queue push and never wakes
+//! another processor. What is not a connection runs on the main runtime.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};

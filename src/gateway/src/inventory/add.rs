@@ -1,0 +1,345 @@
+//! Making a machine a node: getting in, looking around, storing it. The same
+//! for a node that is there already changes how it is reached.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+use vendetta_proto::NodeName;
+use vendetta_sshio::keys::PublicKey;
+
+use super::{Address, Inventory, InventoryError, Node, SSH_PORT};
+use crate::access::{Authorized, Gateway};
+use crate::events::Happening;
+use crate::node::ssh::{self, Demand, Enrolled, Operator, SshNode, Ways};
+use crate::node::{NodeError, NodeTransport, Probe};
+use crate::store::NodeRow;
+use crate::workspace::ProgressSink;
+
+/// A machine to make a node.
+#[derive(Debug, Clone)]
+pub struct NewNode {
+    /// Its name.
+    pub name: NodeName,
+    /// Where its sshd is.
+    pub address: Address,
+    /// Fingerprint of the host key it must prove; none: the first one seen, or
+    /// the pinned one of a node that is there already.
+    pub host_key: Option<String>,
+    /// The node through which it is reached.
+    pub jump: Option<NodeName>,
+    /// Whether it lets provider host run anything.
+    pub allow_host: bool,
+}
+
+/// A machine that has let us in.
+#[derive(Debug)]
+pub struct Reached {
+    new: NewNode,
+    address: ssh::Address,
+    enrolled: Enrolled,
+}
+
+impl Reached {
+    /// What led in, for people.
+    #[must_use]
+    pub fn way(&self) -> String {
+        self.enrolled.way.to_string()
+    }
+
+    /// The host key that it proved.
+    #[must_use]
+    pub fn host_key(&self) -> &PublicKey {
+        &self.enrolled.host_key
+    }
+}
+
+/// What the operator has, who is the user that this process runs as:
+/// `$HOME/.ssh` and `$SSH_AUTH_SOCK`.
+#[must_use]
+pub fn operator() -> Operator {
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid());
+    let user = user.ok().flatten();
+    let home = std::env::var_os("HOME")
+        .map(PathBuf::from)
+        .or_else(|| user.as_ref().map(|user| user.dir.clone()));
+    let keys = home.map(|home| {
+        ["id_ed25519", "id_ecdsa", "id_rsa"]
+            .map(|name| home.join(".ssh").join(name))
+            .to_vec()
+    });
+    Operator {
+        user: user.map_or_else(|| "root".to_owned(), |user| user.name),
+        keys: keys.unwrap_or_default(),
+        agent: std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from),
+    }
+}
+
+impl Inventory {
+    /// The node at an address.
+    #[must_use]
+    pub fn at(&self, address: &Address) -> Option<Arc<Node>> {
+        let (user, port) = self.whole(address);
+        self.list().into_iter().find(|node| {
+            node.place()
+                .row
+                .as_ref()
+                .is_some_and(|row| row.host == address.host && row.port == port && row.user == user)
+        })
+    }
+
+    /// Login name and port of an address, with those that were not given.
+    fn whole(&self, address: &Address) -> (String, u16) {
+        let user = address.user.clone();
+        let user = user.unwrap_or_else(|| self.0.settings.operator.user.clone());
+        (user, address.port.unwrap_or(SSH_PORT))
+    }
+
+    /// A free name for a machine that nobody has given one: the first label of
+    /// its host name, or its address with dashes.
+    #[must_use]
+    pub fn name_for(&self, address: &Address) -> NodeName {
+        let host = address.host.to_ascii_lowercase();
+        let label = host.split('.').next().unwrap_or_default();
+        let is_name = label.starts_with(|c: char| c.is_ascii_lowercase()) && !host.contains(':');
+        let base: String = if is_name {
+            label.to_owned()
+        } else {
+            format!("node-{host}")
+        };
+        let base: String = base
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .take(50)
+            .collect();
+        let base = base.trim_matches('-').to_owned();
+        let numbered = (2..).map(|number| format!("{base}-{number}"));
+        let mut names = std::iter::once(base.clone())
+            .chain(numbered)
+            .filter_map(|name| name.parse::<NodeName>().ok())
+            .filter(|name| name.as_str() != NodeName::LOCAL && self.find(name).is_none());
+        // There are more numbers than nodes.
+        names.next().unwrap_or_else(NodeName::local)
+    }
+
+    /// Gets into a machine and installs the gateway's key there. Nothing is stored yet.
+    ///
+    /// # Errors
+    /// When it is another node already, is not reached, proves another host
+    /// key, or lets nobody in.
+    pub async fn reach(
+        &self,
+        _permit: &Authorized<Gateway>,
+        new: NewNode,
+        ways: &mut dyn Ways,
+    ) -> Result<Reached, InventoryError> {
+        if new.name.as_str() == NodeName::LOCAL {
+            return Err(InventoryError::Local("be added"));
+        }
+        if let Some(other) = self.at(&new.address)
+            && other.name() != new.name
+        {
+            return Err(InventoryError::Known {
+                address: new.address.to_string(),
+                name: other.name().to_string(),
+            });
+        }
+        let pinned = self.find(&new.name).and_then(|node| {
+            let row = node.place().row.clone()?;
+            (row.host == new.address.host).then_some(row.host_key)
+        });
+        let demand = match (&new.host_key, pinned) {
+            (Some(fingerprint), _) => Demand::Fingerprint(fingerprint.clone()),
+            (None, Some(key)) => Demand::Key(key),
+            (None, None) => Demand::Any,
+        };
+        let (user, port) = self.whole(&new.address);
+        let address = ssh::Address {
+            user,
+            host: new.address.host.clone(),
+            port,
+            jump: self.transport_to(new.jump.as_ref())?,
+        };
+        let settings = &self.0.settings;
+        let enrolled = ssh::enroll(
+            &address,
+            demand,
+            &settings.node_key,
+            &settings.operator,
+            ways,
+        )
+        .await?;
+        Ok(Reached {
+            new,
+            address,
+            enrolled,
+        })
+    }
+
+    fn transport_to(
+        &self,
+        jump: Option<&NodeName>,
+    ) -> Result<Option<Arc<dyn NodeTransport>>, InventoryError> {
+        match jump {
+            Some(jump) => Ok(Some(Arc::clone(
+                &self.get(jump.as_str())?.place().transport,
+            ))),
+            None => Ok(None),
+        }
+    }
+
+    /// Looks around on a machine that has let us in, and makes it a node. It
+    /// goes on when nobody waits for it.
+    pub fn take_in(
+        &self,
+        _permit: &Authorized<Gateway>,
+        reached: Reached,
+        sink: ProgressSink,
+    ) -> JoinHandle<Result<Arc<Node>, InventoryError>> {
+        let inventory = self.clone();
+        self.0.settings.tracker.spawn(async move {
+            let taken = inventory.look_and_store(reached, &sink).await;
+            // Why it failed is in the result.
+            sink.end(Ok(()));
+            taken
+        })
+    }
+
+    async fn look_and_store(
+        &self,
+        reached: Reached,
+        sink: &ProgressSink,
+    ) -> Result<Arc<Node>, InventoryError> {
+        let Reached {
+            new,
+            address,
+            enrolled,
+        } = reached;
+        let known = self.find(&new.name);
+        let (user, host, port) = (address.user.clone(), address.host.clone(), address.port);
+        let provisional = SshNode::new(
+            ssh::Settings {
+                name: new.name.clone(),
+                address,
+                host_keys: vec![enrolled.host_key.clone()],
+                key: self.0.settings.node_key.clone(),
+                // Nothing is put there before it is known where our home is.
+                state_dir: PathBuf::from("/nonexistent"),
+            },
+            self.0.settings.tracker.clone(),
+            &self.0.settings.cancel,
+        );
+        let probe = look_around(&provisional, sink).await?;
+        let row = NodeRow {
+            name: new.name,
+            user,
+            host,
+            port,
+            jump: new.jump,
+            host_key: enrolled.host_key,
+            allow_host: new.allow_host,
+            probe: serde_json::to_value(&probe).unwrap_or_default(),
+            created: jiff::Timestamp::now(),
+        };
+        self.0.settings.store.save_node(&row).await?;
+        let name = row.name.clone();
+        let place = self.remote_place(row)?;
+        let Some(node) = known else {
+            let node = self.enter(place).await;
+            self.0
+                .settings
+                .events
+                .tell(Happening::NodeAdded { node: name });
+            return Ok(node);
+        };
+        node.moved(place);
+        node.check_soon();
+        Ok(node)
+    }
+
+    /// Tries a node: connects anew, looks around, and has it looked at. It goes
+    /// on when nobody waits for it.
+    pub fn test(
+        &self,
+        _permit: &Authorized<Gateway>,
+        node: &Arc<Node>,
+        sink: ProgressSink,
+    ) -> JoinHandle<Result<(), InventoryError>> {
+        let (inventory, node) = (self.clone(), Arc::clone(node));
+        self.0.settings.tracker.spawn(async move {
+            let tested = inventory.try_anew(&node, &sink).await;
+            // Why it failed is in the result.
+            sink.end(Ok(()));
+            tested
+        })
+    }
+
+    async fn try_anew(&self, node: &Arc<Node>, sink: &ProgressSink) -> Result<(), InventoryError> {
+        let place = node.place();
+        match place.row.clone() {
+            None => {
+                look_around(place.transport.as_ref(), sink).await?;
+            }
+            Some(mut row) => {
+                // On a connection of its own: groups and limits of the login are those of today.
+                let place = self.remote_place(row.clone())?;
+                let step = sink.step(format!("connect to {}", place.address()));
+                let connected = match &place.ssh {
+                    Some(ssh) => ssh.latency().await.map(drop),
+                    None => Ok(()),
+                };
+                step.end(connected)?;
+                let probe = look_around(place.transport.as_ref(), sink).await?;
+                row.probe = serde_json::to_value(&probe).unwrap_or_default();
+                self.0.settings.store.save_node(&row).await?;
+                node.moved(self.remote_place(row)?);
+            }
+        }
+        let step = sink.step("ask its engines");
+        let mut health = node.watch();
+        health.mark_unchanged();
+        node.check_soon();
+        // It answers within its own limits.
+        let _ = health.changed().await;
+        step.end(Ok::<_, NodeError>(()))?;
+        Ok(())
+    }
+
+    pub(super) fn connect(
+        &self,
+        row: &NodeRow,
+        probe: &Probe,
+    ) -> Result<Arc<SshNode>, InventoryError> {
+        let settings = &self.0.settings;
+        let home = match probe.home.is_absolute() {
+            true => probe.home.clone(),
+            false => PathBuf::from("/tmp"),
+        };
+        let node = SshNode::new(
+            ssh::Settings {
+                name: row.name.clone(),
+                address: ssh::Address {
+                    user: row.user.clone(),
+                    host: row.host.clone(),
+                    port: row.port,
+                    jump: self.transport_to(row.jump.as_ref())?,
+                },
+                host_keys: vec![row.host_key.clone()],
+                key: settings.node_key.clone(),
+                state_dir: home.join(".vendetta").join(settings.store.gateway_id()),
+            },
+            settings.tracker.clone(),
+            &settings.cancel,
+        );
+        Ok(Arc::new(node))
+    }
+}
+
+async fn look_around(
+    node: &dyn NodeTransport,
+    sink: &ProgressSink,
+) -> Result<Probe, InventoryError> {
+    // A guest that hangs takes ten seconds to be told from one that starts.
+    let step = sink.step("look at its engines, and try KVM with a guest");
+    Ok(step.end(crate::node::probe(node).await)?)
+}

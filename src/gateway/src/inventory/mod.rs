@@ -1,0 +1,303 @@
+//! The nodes that workspaces may run on: stored, connected to, watched.
+//!
+//! `local`, the gateway's own machine, is always one of them. The others come
+//! and go with `node add` and `node remove`; who works with all nodes gets each
+//! one, those of the start first, through the channel that
+//! [`Inventory::start`] returns.
+
+mod add;
+mod address;
+mod error;
+mod health;
+mod monitor;
+mod node;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vendetta_proto::NodeName;
+use vendetta_proto::spec::ProviderKind;
+use vendetta_sshio::keys::{PrivateKey, PublicKey};
+
+pub use crate::node::ssh::{Operator, Ways};
+pub use crate::node::{ByteStream, Kvm, Probe};
+pub use add::{NewNode, Reached, operator};
+pub use address::{Address, InvalidAddress, SSH_PORT};
+pub use error::InventoryError;
+pub use health::{Engine, Health, NodeState, Trouble};
+pub use node::{Node, Place};
+
+use crate::access::{Authorized, Gateway};
+use crate::events::{Events, Happening};
+use crate::node::ssh::{self, SshNode};
+use crate::node::{LocalNode, NodeTransport};
+use crate::provider::{Docker, Host, Providers};
+use crate::store::{NodeRow, Store};
+
+/// Where a Docker engine listens unless something else was found.
+const DOCKER_SOCKET: &str = "/var/run/docker.sock";
+
+/// Nodes that may wait to be taken up by whoever works with all of them.
+const ADDED: usize = 16;
+
+/// What the inventory needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where nodes are stored.
+    pub store: Store,
+    /// Opens nodes.
+    pub node_key: PrivateKey,
+    /// Where our files live on the node `local`.
+    pub state_dir: PathBuf,
+    /// The Docker engine's socket on the node `local`.
+    pub docker_socket: PathBuf,
+    /// Whether the node `local` allows provider host.
+    pub allow_host: bool,
+    /// What the operator has that may open a new node.
+    pub operator: Operator,
+    /// Where changes are told.
+    pub events: Events,
+    /// Owns every task.
+    pub tracker: TaskTracker,
+    /// Ends every task.
+    pub cancel: CancellationToken,
+}
+
+/// All nodes. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Inventory(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    nodes: RwLock<BTreeMap<NodeName, Arc<Node>>>,
+    added: mpsc::Sender<Arc<Node>>,
+}
+
+impl Inventory {
+    /// Takes up `local` and every stored node, without waiting for any of
+    /// them. The receiver gets each node once.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn start(
+        settings: Settings,
+    ) -> Result<(Self, mpsc::Receiver<Arc<Node>>), InventoryError> {
+        let mut rows = settings.store.nodes().await?;
+        let (added, nodes) = mpsc::channel(ADDED.max(rows.len() + 1));
+        let inventory = Self(Arc::new(Shared {
+            settings,
+            nodes: RwLock::default(),
+            added,
+        }));
+        inventory.enter(inventory.local_place()).await;
+        // A node behind another one comes after it.
+        while !rows.is_empty() {
+            let known = |name: &NodeName| inventory.find(name).is_some();
+            let (ready, rest): (Vec<_>, Vec<_>) = rows
+                .into_iter()
+                .partition(|row: &NodeRow| row.jump.as_ref().is_none_or(known));
+            if ready.is_empty() {
+                // The store refers to nodes that it has, and to none in a circle.
+                tracing::error!(nodes = ?rest, "reached through no known node");
+                break;
+            }
+            for row in ready {
+                inventory.enter(inventory.remote_place(row)?).await;
+            }
+            rows = rest;
+        }
+        Ok((inventory, nodes))
+    }
+
+    /// The node of this name.
+    #[must_use]
+    pub fn find(&self, name: &NodeName) -> Option<Arc<Node>> {
+        self.read(|nodes| nodes.get(name).cloned())
+    }
+
+    /// The node of this name, or what to do when there is none.
+    ///
+    /// # Errors
+    /// [`InventoryError::NoNode`] with the name that was probably meant.
+    pub fn get(&self, name: &str) -> Result<Arc<Node>, InventoryError> {
+        let found = name.parse().ok().and_then(|name| self.find(&name));
+        found.ok_or_else(|| {
+            let names: Vec<String> =
+                self.read(|nodes| nodes.keys().map(NodeName::to_string).collect());
+            InventoryError::NoNode {
+                name: name.to_owned(),
+                meant: crate::config::nearest(name, names.iter().map(String::as_str))
+                    .map(str::to_owned),
+            }
+        })
+    }
+
+    /// All nodes, `local` first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Node>> {
+        let mut nodes: Vec<_> = self.read(|nodes| nodes.values().cloned().collect());
+        nodes.sort_by_key(|node: &Arc<Node>| node.name().as_str() != NodeName::LOCAL);
+        nodes
+    }
+
+    /// The public key with which the gateway logs in to nodes.
+    #[must_use]
+    pub fn node_key(&self) -> PublicKey {
+        self.0.settings.node_key.public()
+    }
+
+    /// Removes a node from the inventory. What is on it stays, but for the
+    /// gateway's key in its authorized_keys, which is removed when the node
+    /// can be reached; says whether it was.
+    ///
+    /// # Errors
+    /// [`InventoryError::NoNode`]; when a workspace is on it, or a node behind it.
+    pub async fn remove(
+        &self,
+        _permit: &Authorized<Gateway>,
+        name: &NodeName,
+    ) -> Result<bool, InventoryError> {
+        if name.as_str() == NodeName::LOCAL {
+            return Err(InventoryError::Local("be removed"));
+        }
+        let node = self.get(name.as_str())?;
+        self.0.settings.store.remove_node(name).await?;
+        self.write(|nodes| nodes.remove(name));
+        let place = node.place();
+        let key_removed = match &place.ssh {
+            Some(ssh) => self.take_key_back(ssh).await,
+            None => false,
+        };
+        node.gone.cancel();
+        self.0
+            .settings
+            .events
+            .tell(Happening::NodeRemoved { node: name.clone() });
+        Ok(key_removed)
+    }
+
+    async fn take_key_back(&self, node: &SshNode) -> bool {
+        let removed = ssh::remove_key(node, &self.node_key()).await;
+        if let Err(error) = &removed {
+            tracing::warn!(%error, "the node keeps the gateway's key in its authorized_keys");
+        }
+        removed.is_ok()
+    }
+
+    /// Gives a node another name. Sessions on it go on.
+    ///
+    /// # Errors
+    /// [`InventoryError::NoNode`]; a name that is taken.
+    pub async fn rename(
+        &self,
+        _permit: &Authorized<Gateway>,
+        from: &NodeName,
+        to: &NodeName,
+    ) -> Result<(), InventoryError> {
+        if from.as_str() == NodeName::LOCAL {
+            return Err(InventoryError::Local("be renamed"));
+        }
+        let node = self.get(from.as_str())?;
+        self.0.settings.store.rename_node(from, to).await?;
+        self.write(|nodes| {
+            nodes.remove(from);
+            nodes.insert(to.clone(), Arc::clone(&node));
+        });
+        // Every place that names it is made anew: its own, and those behind it.
+        for other in self.list() {
+            let place = other.place();
+            let Some(mut row) = place.row.clone() else {
+                continue;
+            };
+            if row.name == *from {
+                row.name = to.clone();
+            } else if row.jump.as_ref() == Some(from) {
+                row.jump = Some(to.clone());
+            } else {
+                continue;
+            }
+            other.moved(self.remote_place(row)?);
+        }
+        self.0.settings.events.tell(Happening::NodeRenamed {
+            from: from.clone(),
+            to: to.clone(),
+        });
+        Ok(())
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&BTreeMap<NodeName, Arc<Node>>) -> T) -> T {
+        read(&self.0.nodes.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, write: impl FnOnce(&mut BTreeMap<NodeName, Arc<Node>>) -> T) -> T {
+        write(&mut self.0.nodes.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes a node up: it is found, looked at, and handed on.
+    async fn enter(&self, place: Place) -> Arc<Node> {
+        let name = place.name.clone();
+        let node = Arc::new(Node::new(place, self.0.settings.cancel.child_token()));
+        self.write(|nodes| nodes.insert(name, Arc::clone(&node)));
+        let events = self.0.settings.events.clone();
+        self.0
+            .settings
+            .tracker
+            .spawn(monitor::run(Arc::clone(&node), events));
+        // Whoever takes nodes up ends with the gateway.
+        let _ = self.0.added.send(Arc::clone(&node)).await;
+        node
+    }
+
+    fn local_place(&self) -> Place {
+        let settings = &self.0.settings;
+        let transport: Arc<dyn NodeTransport> =
+            Arc::new(LocalNode::new(settings.state_dir.clone()));
+        Place {
+            name: NodeName::local(),
+            providers: self.providers(&transport, settings.docker_socket.clone()),
+            transport,
+            ssh: None,
+            allow_host: settings.allow_host,
+            row: None,
+        }
+    }
+
+    fn remote_place(&self, row: NodeRow) -> Result<Place, InventoryError> {
+        let probe = serde_json::from_value::<Probe>(row.probe.clone()).unwrap_or_default();
+        let ssh = self.connect(&row, &probe)?;
+        let transport: Arc<dyn NodeTransport> = Arc::clone(&ssh) as _;
+        let socket = probe
+            .docker_socket()
+            .unwrap_or(Path::new(DOCKER_SOCKET))
+            .to_owned();
+        Ok(Place {
+            name: row.name.clone(),
+            providers: self.providers(&transport, socket),
+            transport,
+            ssh: Some(ssh),
+            allow_host: row.allow_host,
+            row: Some(row),
+        })
+    }
+
+    fn providers(&self, transport: &Arc<dyn NodeTransport>, docker_socket: PathBuf) -> Providers {
+        let settings = &self.0.settings;
+        let gateway_id = settings.store.gateway_id().to_owned();
+        let docker = Docker::new(
+            Arc::clone(transport),
+            docker_socket,
+            gateway_id.clone(),
+            settings.tracker.clone(),
+        );
+        let host = Host::new(Arc::clone(transport), gateway_id);
+        Providers::from([
+            (ProviderKind::Docker, Arc::new(docker) as _),
+            (ProviderKind::Host, Arc::new(host) as _),
+        ])
+    }
+}

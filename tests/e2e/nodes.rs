@@ -1,0 +1,635 @@
+//! Nodes: machines with sshd that become the gateway's by one command.
+
+use std::time::{Duration, Instant};
+
+use vendetta_tests::{Agent, BUSYBOX, Gateway, Link, Node, Run, TOOLS, eventually};
+
+/// A gateway whose operator has the lab's key.
+fn gateway(node: &Node) -> Gateway {
+    Gateway::builder().operator_key(node.user_key()).start()
+}
+
+/// A gateway and on it the node `n1` with Docker.
+fn with_docker() -> (Node, Gateway) {
+    let node = Node::with_docker();
+    let gateway = gateway(&node);
+    add(&gateway, "n1", &node);
+    (node, gateway)
+}
+
+fn add(gateway: &Gateway, name: &str, node: &Node) {
+    let line = format!("node add {name} dev@{}", node.address());
+    gateway.control(&line).ok();
+}
+
+/// The state of a node, as `node status` tells it.
+fn state(gateway: &Gateway, name: &str) -> String {
+    let status = gateway
+        .control(&format!("node status {name} --json"))
+        .ok()
+        .json();
+    status["health"]["state"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn becomes(gateway: &Gateway, name: &str, wanted: &str) {
+    eventually(&format!("node {name} is {wanted}"), || {
+        state(gateway, name) == wanted
+    });
+}
+
+/// Brings up the workspace `name` on `node`.
+fn workspace(gateway: &Gateway, name: &str, node: &str) {
+    let line = format!("workspace create {name} --image {BUSYBOX} --remote {node} --up");
+    gateway.control(&line).ok();
+}
+
+#[test]
+fn the_flow_of_a_day_works_on_a_node_word_for_word() {
+    let node = Node::with_docker();
+    let gateway = gateway(&node);
+    let said = gateway
+        .control(&format!("node add node1 {} --user dev", node.address()))
+        .ok();
+    assert!(
+        said.error_text().contains(&node.host_key_fingerprint()),
+        "{said}"
+    );
+    let local = |words: &str| gateway.front().args(words.split(' '));
+    let remote = |words: &str| gateway.control(words);
+    for vendetta in [&local as &dyn Fn(&str) -> Run, &remote] {
+        vendetta(&format!(
+            "workspace create my-project --provider docker --remote node1 --image {TOOLS}"
+        ))
+        .ok();
+        let up = vendetta("workspace up my-project").ok();
+        assert!(up.text().contains("ssh my-project@"), "{up}");
+        let shell = gateway
+            .exec("my-project", "hostname; cat > /workspace/kept")
+            .stdin("x")
+            .ok();
+        assert_eq!(shell.text(), "my-project");
+        let connected = vendetta("workspace exec my-project -- cat /workspace/kept").ok();
+        assert_eq!(connected.text(), "x");
+        assert!(
+            node.docker(&["ps", "--format", "{{.Names}}"])
+                .ok()
+                .text()
+                .contains("my-project")
+        );
+        vendetta("workspace down my-project").ok();
+        assert_eq!(gateway.state("my-project"), "stopped");
+        vendetta("workspace destroy my-project --yes").ok();
+        assert_eq!(node.docker(&["ps", "--all", "--quiet"]).ok().text(), "");
+        assert_eq!(node.docker(&["volume", "ls", "--quiet"]).ok().text(), "");
+    }
+}
+
+#[test]
+fn the_node_key_opens_a_node_where_somebody_installed_it_by_hand() {
+    let node = Node::builder().no_key().start();
+    let gateway = Gateway::builder().start();
+    let refused = gateway
+        .control(&format!("node add n1 dev@{}", node.address()))
+        .finish()
+        .exits(5);
+    assert!(refused.error_text().contains("node key"), "{refused}");
+    let key = gateway.control("node key").ok().text();
+    node.sh(&format!(
+        "mkdir -p ~dev/.ssh && echo '{key}' >> ~dev/.ssh/authorized_keys && chown -R dev ~dev/.ssh"
+    ))
+    .ok();
+    let before = node.sh("sha256sum ~dev/.ssh/authorized_keys").ok().text();
+    add(&gateway, "n1", &node);
+    assert_eq!(
+        node.sh("sha256sum ~dev/.ssh/authorized_keys").ok().text(),
+        before
+    );
+}
+
+#[test]
+fn the_operator_s_agent_opens_a_node() {
+    let node = Node::start();
+    let gateway = Gateway::builder().operator_agent(node.user_key()).start();
+    add(&gateway, "n1", &node);
+    becomes(&gateway, "n1", "up");
+}
+
+#[test]
+fn the_caller_s_forwarded_agent_opens_a_node_and_is_asked_for_nothing_without_a() {
+    let node = Node::start();
+    let gateway = Gateway::builder().start();
+    let agent = Agent::with(&[node.user_key()]);
+    let line = format!("node add n1 dev@{}", node.address());
+    let with_agent = |run: Run| run.env("SSH_AUTH_SOCK", agent.socket());
+    with_agent(gateway.control(&line)).finish().exits(5);
+    let forwarding = gateway.admin().tool("ssh").args(["-A", "-o"]);
+    let forwarding = forwarding.arg(format!("IdentityAgent={}", agent.socket().display()));
+    with_agent(forwarding)
+        .args(["vendetta@gateway", &line])
+        .ok();
+    becomes(&gateway, "n1", "up");
+}
+
+#[test]
+fn a_password_is_asked_for_once_and_never_seen_again() {
+    let node = Node::builder().no_key().start();
+    let gateway = Gateway::builder().start();
+    let mut session = gateway
+        .admin()
+        .tool("ssh")
+        .args(["-tt", "vendetta@gateway", "node", "add", "n1"])
+        .arg(format!("dev@{}", node.address()))
+        .start_on_terminal(24, 120);
+    let asked = session.expect_stdout(0, "assword");
+    let password = node.password("dev");
+    session.send(format!("{password}\r"));
+    session.expect_stdout(asked, "added");
+    let said = session.finish().ok().text();
+    assert!(!said.contains(&password), "{said}");
+    assert!(!gateway.log().contains(&password));
+    becomes(&gateway, "n1", "up");
+    // The key is there now, and nobody is asked again.
+    gateway.control("node test n1").ok();
+}
+
+#[test]
+fn the_key_is_added_once_and_other_lines_are_left_alone() {
+    let node = Node::start();
+    let gateway = gateway(&node);
+    let lines = "# a comment\\nfrom=\"10.0.0.1\" ssh-ed25519 AAAA other";
+    node.sh(&format!("printf '{lines}' >> ~dev/.ssh/authorized_keys"))
+        .ok();
+    let before = node.sh("cat ~dev/.ssh/authorized_keys").ok().text();
+    add(&gateway, "n1", &node);
+    gateway.control("node remove n1 --yes").ok();
+    assert_eq!(node.sh("cat ~dev/.ssh/authorized_keys").ok().text(), before);
+    add(&gateway, "n1", &node);
+    gateway
+        .control(&format!("node add n2 dev@{} --port 22", node.address()))
+        .finish()
+        .exits(4);
+    let key = gateway.control("node key").ok().text();
+    let after = node.sh("cat ~dev/.ssh/authorized_keys").ok().text();
+    let blob = key.split(' ').nth(1).expect("a key");
+    assert_eq!(after.matches(blob).count(), 1, "{after}");
+    assert!(after.starts_with(&before), "{after}");
+    assert_eq!(
+        node.sh("stat -c '%a %U' ~dev/.ssh/authorized_keys")
+            .ok()
+            .text(),
+        "600 dev"
+    );
+}
+
+#[test]
+fn a_host_key_that_was_asked_for_is_demanded_before_anybody_logs_in() {
+    let node = Node::start();
+    let gateway = gateway(&node);
+    let line = |key: &str| format!("node add n1 dev@{} --host-key {key}", node.address());
+    let wrong = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let refused = gateway.control(&line(wrong)).finish().exits(5);
+    for told in [wrong, &node.host_key_fingerprint()] {
+        assert!(refused.error_text().contains(told), "{refused}");
+    }
+    gateway.control(&line("nonsense")).finish().exits(2);
+    gateway.control(&line(&node.host_key_fingerprint())).ok();
+}
+
+#[test]
+fn a_node_behind_another_one_is_reached_through_it() {
+    let outer = Node::start();
+    let inner = Node::builder().docker().private().start();
+    let gateway = gateway(&outer);
+    add(&gateway, "outer", &outer);
+    gateway
+        .control(&format!(
+            "node add inner dev@{} --jump outer",
+            inner.address()
+        ))
+        .ok();
+    workspace(&gateway, "deep", "inner");
+    assert_eq!(gateway.exec("deep", "hostname").ok().text(), "deep");
+    let used = gateway.control("node remove outer --yes").finish().exits(4);
+    assert!(used.error_text().contains("inner"), "{used}");
+}
+
+#[test]
+fn an_address_becomes_a_node_on_the_way_for_an_admin_only() {
+    let node = Node::with_docker();
+    let gateway = gateway(&node);
+    let member = gateway.member("alice");
+    let create = |name: &str| {
+        format!(
+            "workspace create {name} --image {BUSYBOX} --remote dev@{}",
+            node.address()
+        )
+    };
+    member.control(&create("hers")).finish().exits(3);
+    gateway.control(&create("mine")).ok();
+    // The same address again is the same node.
+    member.control(&create("hers")).ok();
+    assert_eq!(
+        gateway.control("node list --json").ok().json()["nodes"]
+            .as_array()
+            .map(Vec::len),
+        Some(2)
+    );
+    assert_eq!(gateway.exec("mine", "hostname").ok().text(), "mine");
+    let mars = gateway
+        .control(&format!(
+            "workspace create x --image {BUSYBOX} --remote mars"
+        ))
+        .finish()
+        .exits(3);
+    assert!(mars.error_text().contains("node add"), "{mars}");
+}
+
+#[test]
+fn a_renamed_node_keeps_its_workspaces_and_its_sessions() {
+    let (_node, gateway) = with_docker();
+    workspace(&gateway, "ws", "n1");
+    let mut session = gateway.exec("ws", "echo up; cat").spawn();
+    session.expect_stdout(0, "up\n");
+    gateway.control("node rename n1 big-box").ok();
+    gateway.control("node status n1").finish().exits(3);
+    let listed = gateway.control("workspace list --json").ok().json();
+    assert_eq!(listed["workspaces"][0]["node"], "big-box");
+    session.send("still here\n");
+    session.expect_stdout(0, "still here\n");
+    session.close_stdin();
+    session.finish().ok();
+    assert_eq!(gateway.exec("ws", "hostname").ok().text(), "ws");
+    gateway.control("node rename local other").finish().exits(4);
+}
+
+#[test]
+fn a_node_with_workspaces_is_removed_only_by_force() {
+    let (node, gateway) = with_docker();
+    workspace(&gateway, "ws", "n1");
+    let refused = gateway.control("node remove n1 --yes").finish().exits(4);
+    assert!(refused.error_text().contains("--force"), "{refused}");
+    gateway.control("node remove n1 --force --yes").ok();
+    gateway.control("workspace status ws").finish().exits(3);
+    // What runs there runs on.
+    assert_ne!(node.docker(&["ps", "--quiet"]).ok().text(), "");
+}
+
+#[test]
+fn each_way_in_which_docker_cannot_be_used_is_told_with_its_remedy() {
+    let create = format!("workspace create ws --image {BUSYBOX} --remote n1 --up");
+    let bare = Node::start();
+    let gateway_of = |node: &Node, user: &str| {
+        let gateway = gateway(node);
+        gateway
+            .control(&format!("node add n1 {user}@{}", node.address()))
+            .ok();
+        gateway
+    };
+    let missing = gateway_of(&bare, "dev").control(&create).finish().exits(5);
+    assert!(missing.error_text().contains("not installed"), "{missing}");
+
+    let node = Node::with_docker();
+    let outside = gateway_of(&node, "alone")
+        .control(&create)
+        .finish()
+        .exits(5);
+    assert!(
+        outside.error_text().contains("usermod -aG docker alone"),
+        "{outside}"
+    );
+
+    // The engine's own group is not the only way: rootless Docker has a socket for its user.
+    node.sh(
+        "mkdir -p /run/user/$(id -u alone); exec </dev/null >/dev/null 2>&1; setsid socat \
+         UNIX-LISTEN:/run/user/$(id -u alone)/docker.sock,fork,user=alone UNIX-CONNECT:/var/run/docker.sock &",
+    )
+    .ok();
+    let rootless = gateway_of(&node, "alone");
+    rootless.control(&create).ok();
+    assert_eq!(rootless.exec("ws", "hostname").ok().text(), "ws");
+
+    let gateway = gateway_of(&node, "dev");
+    node.kill_docker();
+    let dead = gateway.control(&create).finish().exits(5);
+    assert!(
+        dead.error_text().contains("systemctl start docker"),
+        "{dead}"
+    );
+}
+
+#[test]
+fn what_sshd_forbids_is_told_with_the_line_to_add() {
+    let node = Node::builder()
+        .docker()
+        .sshd_line("AllowStreamLocalForwarding no")
+        .start();
+    let gateway = gateway(&node);
+    add(&gateway, "n1", &node);
+    let refused = gateway
+        .control(&format!(
+            "workspace create ws --image {BUSYBOX} --remote n1 --up"
+        ))
+        .finish()
+        .exits(5);
+    assert!(
+        refused
+            .error_text()
+            .contains("AllowStreamLocalForwarding yes"),
+        "{refused}"
+    );
+    node.sshd_lines(&[]);
+    gateway.control("node test n1").ok();
+    gateway.control("workspace up ws").ok();
+}
+
+#[test]
+fn few_sessions_at_once_are_enough() {
+    let node = Node::builder().docker().sshd_line("MaxSessions 1").start();
+    let gateway = gateway(&node);
+    add(&gateway, "n1", &node);
+    for name in ["a", "b", "c"] {
+        gateway
+            .control(&format!(
+                "workspace create {name} --image {BUSYBOX} --remote n1"
+            ))
+            .ok();
+    }
+    let sessions: Vec<_> = ["a", "b", "c", "a", "b", "c"]
+        .map(|name| (name, gateway.exec(name, "hostname").spawn()))
+        .into_iter()
+        .collect();
+    for (name, session) in sessions {
+        assert_eq!(session.finish().ok().text(), name);
+    }
+}
+
+#[test]
+fn a_lost_node_ends_its_sessions_with_a_word_and_touches_no_others() {
+    let nodes = Node::builder().docker().start_many(2);
+    let gateway = gateway(&nodes[0]);
+    for (name, node) in ["n1", "n2"].iter().zip(&nodes) {
+        add(&gateway, name, node);
+    }
+    workspace(&gateway, "lost", "n1");
+    workspace(&gateway, "kept", "n2");
+    let lost = gateway
+        .exec("lost", "echo up; cat")
+        .stdin_repeated("x", 1)
+        .spawn();
+    let idle = gateway.exec("lost", "echo up; sleep 600").spawn();
+    let mut kept = gateway.exec("kept", "echo up; cat").spawn();
+    idle.expect_stdout(0, "up\n");
+    kept.expect_stdout(0, "up\n");
+    drop(lost);
+
+    nodes[0].link(Link::Down);
+    let began = Instant::now();
+    kept.send("undisturbed\n");
+    kept.expect_stdout(0, "undisturbed\n");
+    idle.expect_stderr(0, "on node n1 was lost");
+    let took = began.elapsed();
+    assert_eq!(idle.finish().code(), 255);
+    assert!(took < Duration::from_secs(15), "after {took:?}");
+    becomes(&gateway, "n1", "down");
+    let refused = gateway.exec("lost", "true").finish();
+    assert_eq!(refused.code(), 5, "{refused}");
+    assert!(refused.error_text().contains("n1"), "{refused}");
+    kept.send("still\n");
+    kept.expect_stdout(0, "still\n");
+
+    nodes[0].link(Link::Up);
+    becomes(&gateway, "n1", "up");
+    assert_eq!(gateway.exec("lost", "hostname").ok().text(), "lost");
+}
+
+#[test]
+fn a_stalled_sshd_is_a_lost_node_and_comes_back() {
+    let (node, gateway) = with_docker();
+    workspace(&gateway, "ws", "n1");
+    let idle = gateway.exec("ws", "echo up; sleep 600").spawn();
+    idle.expect_stdout(0, "up\n");
+    node.stall();
+    idle.expect_stderr(0, "was lost");
+    let _ = idle.finish();
+    becomes(&gateway, "n1", "down");
+    node.resume();
+    becomes(&gateway, "n1", "up");
+    assert_eq!(gateway.exec("ws", "hostname").ok().text(), "ws");
+}
+
+#[test]
+fn a_killed_sshd_and_a_gateway_that_restarts_find_the_workspaces_again() {
+    let (node, mut gateway) = with_docker();
+    workspace(&gateway, "ws", "n1");
+    gateway.exec("ws", "touch /tmp/same").ok();
+    node.kill_sshd();
+    becomes(&gateway, "n1", "down");
+    node.start_sshd();
+    gateway.exec("ws", "ls /tmp/same").ok();
+    gateway.kill();
+    gateway.start();
+    gateway.exec("ws", "ls /tmp/same").ok();
+    // A node that is away when the gateway starts holds up nobody.
+    node.power_off();
+    gateway.kill();
+    gateway.start();
+    assert!(gateway.control("workspace list").ok().text().contains("ws"));
+    node.power_on();
+    becomes(&gateway, "n1", "up");
+    assert_eq!(gateway.exec("ws", "hostname").ok().text(), "ws");
+}
+
+#[test]
+fn a_changed_host_key_is_refused_with_both_fingerprints_and_the_remedy() {
+    let (node, gateway) = with_docker();
+    let before = node.host_key_fingerprint();
+    let after = node.rotate_host_key();
+    let refused = gateway.control("node test n1").finish().exits(5);
+    for told in [before.as_str(), after.as_str(), "node add"] {
+        assert!(
+            refused.error_text().contains(told),
+            "{told} is not told: {refused}"
+        );
+    }
+    // What is connected stays so; what connects anew is refused.
+    node.kill_sshd();
+    node.start_sshd();
+    becomes(&gateway, "n1", "down");
+    let status = gateway.control("node status n1").ok().text();
+    assert!(status.contains(&after), "{status}");
+    // A changed key is never taken without being named.
+    let line = format!("node add n1 dev@{}", node.address());
+    let _ = gateway.control(&line).finish().exits(5);
+    gateway.control(&format!("{line} --host-key {after}")).ok();
+    becomes(&gateway, "n1", "up");
+}
+
+#[test]
+fn a_full_disk_and_a_wrong_clock_are_seen() {
+    let (node, gateway) = with_docker();
+    becomes(&gateway, "n1", "up");
+    node.set_clock_skew(3600);
+    gateway.control("node test n1").ok();
+    assert_eq!(state(&gateway, "n1"), "degraded");
+    let status = gateway.control("node status n1").ok().text();
+    assert!(status.contains("ahead"), "{status}");
+    node.set_clock_skew(0);
+    node.fill_disk();
+    let failed = gateway
+        .control(&format!(
+            "workspace create ws --image {BUSYBOX} --remote n1 --up"
+        ))
+        .finish();
+    let _ = gateway.control("node test n1").finish();
+    let status = gateway.control("node status n1").ok().text();
+    assert!(status.contains("disk is full"), "{status}");
+    assert_eq!(failed.code(), 5, "{failed}");
+    assert!(failed.error_text().contains("make room"), "{failed}");
+    node.free_disk();
+    gateway.control("workspace up ws").ok();
+    gateway.control("node test n1").ok();
+    assert_eq!(state(&gateway, "n1"), "up");
+}
+
+#[test]
+fn a_far_node_costs_a_warm_command_one_round_trip() {
+    let (node, gateway) = with_docker();
+    workspace(&gateway, "ws", "n1");
+    // So long that nothing else matters beside it.
+    const ROUND_TRIP: Duration = Duration::from_secs(1);
+    node.delay(ROUND_TRIP / 2);
+    let warm = || {
+        // The first takes what was ready, and another one is made ready meanwhile:
+        // handshake, login, session.
+        gateway.exec("ws", "true").ok();
+        std::thread::sleep(ROUND_TRIP * 8);
+        let began = Instant::now();
+        gateway.exec("ws", "true").ok();
+        began.elapsed()
+    };
+    let took = warm();
+    assert!(
+        took < ROUND_TRIP * 2,
+        "{took:?} is more than one round trip"
+    );
+}
+
+#[test]
+fn changes_are_told_as_they_happen() {
+    let (node, gateway) = with_docker();
+    becomes(&gateway, "n1", "up");
+    let member = gateway.member("alice");
+    let mine = gateway.control("events --json").start();
+    let hers = member.control("events --json").start();
+    // Both watch once they see something that everybody sees.
+    eventually("both watch", || {
+        gateway.control("node rename n1 n2").ok();
+        gateway.control("node rename n2 n1").ok();
+        [&mine, &hers]
+            .iter()
+            .all(|events| String::from_utf8_lossy(&events.stdout()).contains("node.renamed"))
+    });
+    workspace(&gateway, "ws", "n1");
+    mine.expect_stdout(0, r#""to":"running""#);
+    node.power_off();
+    for events in [&mine, &hers] {
+        events.expect_stdout(0, r#""to":"down""#);
+    }
+    for line in String::from_utf8_lossy(&mine.stdout()).lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect("a JSON object a line");
+        assert!(
+            event["at"].is_string() && event["event"].is_string(),
+            "{event}"
+        );
+    }
+    let hers = String::from_utf8_lossy(&hers.stdout()).into_owned();
+    assert!(!hers.contains("workspace.state"), "{hers}");
+}
+
+#[test]
+fn the_whole_gateway_is_on_one_screen_and_redraws_in_place() {
+    let (node, gateway) = with_docker();
+    becomes(&gateway, "n1", "up");
+    let text = gateway.control("status").ok().text();
+    for told in ["Gateway", "local", "n1", "docker"] {
+        assert!(text.contains(told), "{told}: {text}");
+    }
+    let mut page = gateway
+        .admin()
+        .tool("ssh")
+        .args(["-tt", "vendetta@gateway", "node", "status", "n1", "--watch"])
+        .env("TERM", "xterm")
+        .start_on_terminal(40, 100);
+    let first = page.expect_stdout(0, "up,");
+    node.power_off();
+    page.expect_stdout(first, "\x1b[");
+    page.expect_stdout(first, "down,");
+    page.send("\x03");
+    page.finish().ok();
+}
+
+#[test]
+fn metrics_are_served_on_loopback() {
+    let node = Node::start();
+    let gateway = Gateway::builder()
+        .operator_key(node.user_key())
+        .config("[metrics]\nlisten = \"127.0.0.1:0\"\n")
+        .start();
+    add(&gateway, "n1", &node);
+    becomes(&gateway, "n1", "up");
+    let log = gateway.log();
+    let address = log
+        .split("http://")
+        .nth(1)
+        .and_then(|rest| rest.split_whitespace().next());
+    let address = address.expect("the address of the metrics in the log");
+    let metrics = Run::new("curl")
+        .args(["-fsS", &format!("http://{address}")])
+        .ok()
+        .text();
+    for line in [
+        r#"vendetta_node_state{node="n1",state="up"} 1"#,
+        r#"vendetta_node_state{node="n1",state="down"} 0"#,
+        r#"vendetta_node_memory_available_bytes{node="n1"}"#,
+        "vendetta_uptime_seconds",
+        "# EOF",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+}
+
+#[test]
+fn two_hundred_workspaces_over_three_nodes_are_listed_at_once() {
+    let nodes = Node::builder().docker().start_many(3);
+    let gateway = gateway(&nodes[0]);
+    for (name, node) in ["n1", "n2", "n3"].iter().zip(&nodes) {
+        add(&gateway, name, node);
+    }
+    let script: String = (0..200)
+        .map(|i| {
+            format!(
+                "workspace create w{i} --image {BUSYBOX} --remote n{}\n",
+                i % 3 + 1
+            )
+        })
+        .collect();
+    gateway
+        .admin()
+        .tool("ssh")
+        .args(["-T", "vendetta@gateway"])
+        .stdin(script)
+        .ok();
+    let listed = gateway.control("workspace list --json").ok().json();
+    assert_eq!(listed["workspaces"].as_array().map(Vec::len), Some(200));
+    let nodes = gateway.control("node list --json").ok().json();
+    let counts: Vec<_> = nodes["nodes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|node| node["workspaces"].as_u64())
+        .collect();
+    assert_eq!(counts, [Some(0), Some(67), Some(67), Some(66)]);
+}
