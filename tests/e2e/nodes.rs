@@ -1,8 +1,9 @@
 //! Nodes: machines with sshd that become the gateway's by one command.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use vendetta_tests::{Agent, BUSYBOX, Gateway, Link, Node, Run, TOOLS, eventually};
+use vendetta_tests::{Agent, BUSYBOX, Gateway, Link, Node, Run, TOOLS, eventually, random_bytes};
 
 /// A gateway whose operator has the lab's key.
 fn gateway(node: &Node) -> Gateway {
@@ -46,45 +47,105 @@ fn workspace(gateway: &Gateway, name: &str, node: &str) {
     gateway.control(&line).ok();
 }
 
-#[test]
-fn the_flow_of_a_day_works_on_a_node_word_for_word() {
+/// The flow that everybody begins with, through the local command and through ssh.
+fn flow(delay: Option<Duration>) {
     let node = Node::with_docker();
     let gateway = gateway(&node);
+    if let Some(each_way) = delay {
+        node.delay(each_way);
+    }
     let said = gateway
         .control(&format!("node add node1 {} --user dev", node.address()))
         .ok();
-    assert!(
-        said.error_text().contains(&node.host_key_fingerprint()),
-        "{said}"
-    );
-    let local = |words: &str| gateway.front().args(words.split(' '));
-    let remote = |words: &str| gateway.control(words);
-    for vendetta in [&local as &dyn Fn(&str) -> Run, &remote] {
-        vendetta(&format!(
-            "workspace create my-project --provider docker --remote node1 --image {TOOLS}"
-        ))
+    let fingerprint = node.host_key_fingerprint();
+    assert!(said.error_text().contains(&fingerprint), "{said}");
+
+    let project = gateway.scratch().join("project");
+    let config = format!("docker: {{image: \"{TOOLS}\"}}\n");
+    fs::create_dir_all(project.join(".vendetta")).expect("a folder");
+    fs::write(project.join(".vendetta/config.yaml"), &config).expect("a config");
+    let local = |words: &str| gateway.front().current_dir(&project).args(words.split(' '));
+    let create = "workspace create my-project --provider docker --remote node1";
+    local(create).ok();
+    one_day(&gateway, &node, &local);
+    gateway
+        .control(&format!("{create} --config -"))
+        .stdin(config)
         .ok();
-        let up = vendetta("workspace up my-project").ok();
-        assert!(up.text().contains("ssh my-project@"), "{up}");
-        let shell = gateway
-            .exec("my-project", "hostname; cat > /workspace/kept")
-            .stdin("x")
-            .ok();
-        assert_eq!(shell.text(), "my-project");
-        let connected = vendetta("workspace exec my-project -- cat /workspace/kept").ok();
-        assert_eq!(connected.text(), "x");
-        assert!(
-            node.docker(&["ps", "--format", "{{.Names}}"])
-                .ok()
-                .text()
-                .contains("my-project")
-        );
-        vendetta("workspace down my-project").ok();
-        assert_eq!(gateway.state("my-project"), "stopped");
-        vendetta("workspace destroy my-project --yes").ok();
-        assert_eq!(node.docker(&["ps", "--all", "--quiet"]).ok().text(), "");
-        assert_eq!(node.docker(&["volume", "ls", "--quiet"]).ok().text(), "");
+    one_day(&gateway, &node, &|words: &str| gateway.control(words));
+}
+
+/// From `up` to `destroy`.
+fn one_day(gateway: &Gateway, node: &Node, vendetta: &dyn Fn(&str) -> Run) {
+    let up = vendetta("workspace up my-project").ok();
+    assert!(up.text().contains("ssh my-project@"), "{up}");
+    let command = "hostname; cat > /workspace/kept";
+    let shell = gateway.exec("my-project", command).stdin("x").ok();
+    assert_eq!(shell.text(), "my-project");
+    let kept = vendetta("workspace exec my-project -- cat /workspace/kept").ok();
+    assert_eq!(kept.text(), "x");
+    let connected = vendetta("workspace connect my-project")
+        .stdin("echo $((40 + 2))\n")
+        .ok();
+    assert!(connected.text().contains("42"), "{connected}");
+    let containers = node.docker(&["ps", "--format", "{{.Names}}"]).ok();
+    assert!(containers.text().contains("my-project"), "{containers}");
+    vendetta("workspace down my-project").ok();
+    assert_eq!(gateway.state("my-project"), "stopped");
+    vendetta("workspace destroy my-project --yes").ok();
+    for left in [["ps", "--all", "--quiet"], ["volume", "ls", "--quiet"]] {
+        assert_eq!(node.docker(&left).ok().text(), "");
     }
+}
+
+#[test]
+fn the_flow_of_a_day_works_on_a_node_word_for_word() {
+    flow(None);
+}
+
+#[test]
+fn the_flow_of_a_day_works_on_a_node_50_ms_away() {
+    flow(Some(Duration::from_millis(50)));
+}
+
+#[test]
+fn everything_of_ssh_works_on_a_node_50_ms_away() {
+    let (node, gateway) = with_docker();
+    let line = format!("workspace create ws --image {TOOLS} --remote n1 --up");
+    gateway.control(&line).ok();
+    node.delay(Duration::from_millis(50));
+    let sent = random_bytes(7, 4 << 20);
+    let echoed = gateway
+        .exec("ws", "cat; echo done >&2; exit 7")
+        .stdin(sent.clone());
+    let echoed = echoed.finish().exits(7);
+    assert!(
+        echoed.stdout == sent,
+        "{} bytes came back",
+        echoed.stdout.len()
+    );
+    assert_eq!(echoed.error_text().trim(), "done");
+    let file = gateway.scratch().join("sent");
+    fs::write(&file, &sent).expect("a file");
+    let scp = |args: &[&str]| gateway.admin().tool("scp").args(args).ok();
+    let path = file.display().to_string();
+    scp(&["-q", &path, "ws@gateway:/workspace/got"]);
+    scp(&["-q", "ws@gateway:/workspace/got", &format!("{path}.back")]);
+    assert!(fs::read(format!("{path}.back")).expect("the file") == sent);
+    gateway.echo_server("ws", "tcp 127.0.0.1 7000");
+    let through = gateway
+        .ssh("ws")
+        .args(["-W", "127.0.0.1:7000"])
+        .stdin("ping\n");
+    assert!(through.ok().text().contains("ping"));
+    let agent = Agent::with(&[gateway.admin().key()]);
+    let option = format!("IdentityAgent={}", agent.socket().display());
+    let signer =
+        gateway
+            .admin()
+            .tool("ssh")
+            .args(["-A", "-o", &option, "ws@gateway", "ssh-add -l"]);
+    assert!(signer.ok().text().contains("ED25519"));
 }
 
 #[test]
@@ -131,6 +192,65 @@ fn the_caller_s_forwarded_agent_opens_a_node_and_is_asked_for_nothing_without_a(
         .args(["vendetta@gateway", &line])
         .ok();
     becomes(&gateway, "n1", "up");
+    // And through the local command, which says as plainly that it forwards it.
+    let other = Node::start();
+    let line = format!("node add n2 dev@{}", other.address());
+    let words = || line.split(' ');
+    let _ = with_agent(gateway.front()).args(words()).finish().exits(5);
+    with_agent(gateway.front())
+        .env("IDENTITY_AGENT", agent.socket())
+        .arg("-A")
+        .args(words())
+        .ok();
+    becomes(&gateway, "n2", "up");
+}
+
+#[test]
+fn a_member_sees_the_nodes_and_uses_them_but_changes_none() {
+    let (node, gateway) = with_docker();
+    becomes(&gateway, "n1", "up");
+    let member = gateway.member("alice");
+    let listed = member.control("node list").ok().text();
+    let address = node.address().to_string();
+    assert!(
+        listed.contains("n1") && !listed.contains(&address),
+        "{listed}"
+    );
+    let status = member.control("node status n1 --json").ok().json();
+    assert!(status["host"].is_null(), "{status}");
+    for line in [
+        format!("node add n2 dev@{address} --port 2222"),
+        "node test n1".to_owned(),
+        "node rename n1 mine".to_owned(),
+        "node remove n1 --yes".to_owned(),
+        "node key".to_owned(),
+    ] {
+        let _ = member.control(&line).finish().exits(3);
+    }
+    let line = format!("workspace create hers --image {BUSYBOX} --remote n1 --up");
+    member.control(&line).ok();
+    assert_eq!(member.exec("hers", "hostname").ok().text(), "hers");
+}
+
+#[test]
+fn what_is_no_node_and_no_address_is_told() {
+    let gateway = Gateway::builder().start();
+    for (line, code, told) in [
+        ("node add Bad_Name 10.0.0.1", 2, "lower-case"),
+        ("node add n1 'a b'", 2, "USER@"),
+        ("node add n1 box:0", 2, "USER@"),
+        ("node add local 127.0.0.1", 4, "own machine"),
+        ("node add n1 127.0.0.1:1", 5, "127.0.0.1:1"),
+        ("node add n1 nowhere.invalid", 5, "nowhere.invalid"),
+        ("node add n1 127.0.0.1 --jump n2", 3, "no node n2"),
+        ("node status n1", 3, "node add n1"),
+        ("node remove local --yes", 4, "own machine"),
+    ] {
+        let run = gateway.control(line).finish().exits(code);
+        assert!(run.error_text().contains(told), "{told} is not told: {run}");
+    }
+    let nodes = gateway.control("node list --json").ok().json();
+    assert_eq!(nodes["nodes"][0]["name"], "local");
 }
 
 #[test]

@@ -328,7 +328,8 @@ impl Gateway {
         self.admin.exec(login, command)
     }
 
-    /// The local command `vendetta`, whose `ssh` is the first administrator's.
+    /// The local command `vendetta`, whose `ssh` is the first administrator's
+    /// and knows no agent but that of the variable `IDENTITY_AGENT`.
     ///
     /// # Panics
     /// When a wrapper of `ssh` cannot be made.
@@ -338,7 +339,8 @@ impl Gateway {
         fs::create_dir_all(&bin).expect("a folder");
         let ssh = bin.join("ssh");
         let script = format!(
-            "#!/bin/sh\nexec /usr/bin/ssh -F {} -o HostKeyAlias=gateway \"$@\"\n",
+            "#!/bin/sh\nexec /usr/bin/ssh -F {} -o HostKeyAlias=gateway \
+             ${{IDENTITY_AGENT:+-o IdentityAgent=\"$IDENTITY_AGENT\"}} \"$@\"\n",
             self.admin.config().display()
         );
         fs::write(&ssh, script).expect("a wrapper of ssh");

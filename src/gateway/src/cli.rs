@@ -38,6 +38,10 @@ pub struct LocalCommandLine {
     #[arg(long, value_name = "HOST[:PORT]")]
     gateway: Option<String>,
 
+    /// Forward your ssh-agent, for a command that may use it (before the command)
+    #[arg(short = 'A')]
+    forward_agent: bool,
+
     /// Write JSON instead of text; progress is one object a line
     #[arg(long, global = true)]
     json: bool,
@@ -110,8 +114,12 @@ pub fn main() -> ExitCode {
             print(&script)
         }
         LocalCommand::Remote(command) => {
-            let words = front::without_gateway(words.into_iter().skip(1));
-            match front::run(line.gateway.as_deref(), words, &command, line.json) {
+            let words = front::without_own_flags(words.into_iter().skip(1));
+            let to = front::To {
+                gateway: line.gateway.as_deref(),
+                forward_agent: line.forward_agent,
+            };
+            match front::run(to, words, &command, line.json) {
                 Ok(code) => ExitCode::from(code),
                 Err(failure) => failure.tell(),
             }

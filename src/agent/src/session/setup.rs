@@ -35,7 +35,8 @@ pub enum Program {
     Sftp,
 }
 
-/// Answers requests until one starts a program; none when the channel ends before.
+/// Answers requests until one starts a program; none when the channel, or the
+/// environment, ends before.
 pub async fn receive(
     connection: &Arc<Connection>,
     reader: &mut ChannelReadHalf,
@@ -43,7 +44,11 @@ pub async fn receive(
 ) -> Option<(Setup, Program)> {
     let mut setup = Setup::default();
     loop {
-        let (want_reply, accepted) = match reader.wait().await? {
+        let message = tokio::select! {
+            message = reader.wait() => message?,
+            () = connection.agent.stopping.cancelled() => return None,
+        };
+        let (want_reply, accepted) = match message {
             ChannelMsg::SetEnv {
                 want_reply,
                 variable_name,

@@ -21,18 +21,27 @@ const LOGIN: &str = vendetta_proto::name::RESERVED;
 /// ssh's own failures.
 const SSH_FAILED: i32 = 255;
 
-/// The words that go to the gateway: those after `--gateway`, which comes first.
-pub(super) fn without_gateway(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+/// The words that go to the gateway: those after our own flags, which come first.
+pub(super) fn without_own_flags(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut words = words.peekable();
     while let Some(word) = words.peek().and_then(|word| word.to_str()) {
         if word == "--gateway" {
             words.next();
-        } else if !word.starts_with("--gateway=") {
+        } else if word != "-A" && !word.starts_with("--gateway=") {
             break;
         }
         words.next();
     }
     words.collect()
+}
+
+/// Where a command goes, and what goes along.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct To<'a> {
+    /// The gateway that was named.
+    pub gateway: Option<&'a str>,
+    /// Whether the user's ssh-agent is forwarded.
+    pub forward_agent: bool,
 }
 
 /// Where the command's standard input comes from.
@@ -45,12 +54,12 @@ enum Input {
 
 /// Runs `command`, which was typed as `words`; returns its exit status.
 pub(super) fn run(
-    gateway: Option<&str>,
+    to: To<'_>,
     words: Vec<OsString>,
     command: &Command,
     json: bool,
 ) -> Result<u8, Failure> {
-    let address = address::find(gateway)?;
+    let address = address::find(to.gateway)?;
     let mut words = words
         .into_iter()
         .map(|word| word.into_string())
@@ -63,7 +72,11 @@ pub(super) fn run(
             )
         })?;
     if let Command::Workspace(WorkspaceCommand::Connect { target, user }) = command {
-        return Err(connect(&address, target.name(), user.as_deref()));
+        let login = match user {
+            Some(user) => format!("{}+{user}", target.name()),
+            None => target.name().to_owned(),
+        };
+        return Err(connect(&address, to, &login));
     }
     let input = input(
         command,
@@ -77,6 +90,9 @@ pub(super) fn run(
         && std::io::stdout().is_terminal()
         && std::io::stderr().is_terminal();
     let mut ssh = Process::new("ssh");
+    if to.forward_agent {
+        ssh.arg("-A");
+    }
     if terminal {
         // ERROR leaves out ssh's "Connection to … closed."
         ssh.args(["-t", "-o", "LogLevel=ERROR"]);
@@ -137,17 +153,16 @@ fn not_run(error: &std::io::Error) -> Failure {
     }
 }
 
-/// Becomes `ssh WORKSPACE@gateway`; returns only when that fails.
-fn connect(address: &Address, workspace: &str, user: Option<&str>) -> Failure {
-    let login = match user {
-        Some(user) => format!("{workspace}+{user}"),
-        None => workspace.to_owned(),
-    };
+/// Becomes `ssh LOGIN@gateway`; returns only when that fails.
+fn connect(address: &Address, to: To<'_>, login: &str) -> Failure {
     let mut ssh = Process::new("ssh");
+    if to.forward_agent {
+        ssh.arg("-A");
+    }
     if std::io::stdin().is_terminal() {
         ssh.arg("-t");
     }
-    destination(&mut ssh, address, &login);
+    destination(&mut ssh, address, login);
     not_run(&ssh.exec())
 }
 
@@ -225,7 +240,7 @@ mod tests {
     #[test]
     fn only_the_gateway_flag_stays_at_home() {
         let kept = |line: &[&str]| {
-            let words = without_gateway(line.iter().map(OsString::from));
+            let words = without_own_flags(line.iter().map(OsString::from));
             words
                 .into_iter()
                 .map(|word| word.into_string().unwrap())
@@ -233,7 +248,7 @@ mod tests {
         };
         assert_eq!(kept(&["--gateway", "x:1", "status"]), ["status"]);
         assert_eq!(
-            kept(&["--gateway=x:1", "--json", "status"]),
+            kept(&["--gateway=x:1", "-A", "--json", "status"]),
             ["--json", "status"]
         );
         let exec = ["workspace", "exec", "x", "--", "--gateway", "y"];

@@ -182,9 +182,10 @@ impl Add {
             session.console.out(&result_line("node", &node)).await?;
             return Ok(Done::Ok);
         }
-        let text = format!(
-            "Node {name} added. Use it with: ssh vendetta workspace create NAME --image IMAGE --remote {name} --up\n"
-        );
+        let mut text = node_view::described(session, &added);
+        text.push_str(&format!(
+            "\nNode {name} added. Use it with: ssh vendetta workspace create NAME --image IMAGE --remote {name} --up\n"
+        ));
         session.console.out(&text).await?;
         Ok(Done::Ok)
     }

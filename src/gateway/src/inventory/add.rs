@@ -244,16 +244,21 @@ impl Inventory {
         self.0.settings.store.save_node(&row).await?;
         let name = row.name.clone();
         let place = self.remote_place(row)?;
-        let Some(node) = known else {
-            let node = self.enter(place).await;
-            self.0
-                .settings
-                .events
-                .tell(Happening::NodeAdded { node: name });
-            return Ok(node);
+        let node = match known {
+            Some(node) => {
+                node.moved(place);
+                node
+            }
+            None => {
+                let node = self.enter(place).await;
+                self.0
+                    .settings
+                    .events
+                    .tell(Happening::NodeAdded { node: name });
+                node
+            }
         };
-        node.moved(place);
-        node.check_soon();
+        ask_engines(&node, sink).await;
         Ok(node)
     }
 
@@ -295,13 +300,7 @@ impl Inventory {
                 node.moved(self.remote_place(row)?);
             }
         }
-        let step = sink.step("ask its engines");
-        let mut health = node.watch();
-        health.mark_unchanged();
-        node.check_soon();
-        // It answers within its own limits.
-        let _ = health.changed().await;
-        step.end(Ok::<_, NodeError>(()))?;
+        ask_engines(node, sink).await;
         Ok(())
     }
 
@@ -333,6 +332,17 @@ impl Inventory {
         );
         Ok(Arc::new(node))
     }
+}
+
+/// Has the node looked at, so that whoever waits sees it as it is now.
+async fn ask_engines(node: &Node, sink: &ProgressSink) {
+    let step = sink.step("ask its engines");
+    let mut health = node.watch();
+    health.mark_unchanged();
+    node.check_soon();
+    // A look has its own limits, and always says something.
+    let _ = health.changed().await;
+    let _ = step.end(Ok::<_, NodeError>(()));
 }
 
 async fn look_around(

@@ -129,10 +129,9 @@ async fn dial(address: &Address) -> Result<Box<dyn ByteStream>, LinkError> {
     }
     let connect = async {
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
-        stream.set_nodelay(true)?;
         // Nothing else ends a connection that is given up while its peer takes nothing.
         SockRef::from(&stream).set_tcp_user_timeout(Some(UNSENT_LIMIT))?;
-        std::io::Result::Ok(stream)
+        transport::ServerStream::new(stream)
     };
     let stream = connect.await.map_err(|error| failed(error.to_string()))?;
     Ok(Box::new(stream))
