@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use vendetta::node::{Kvm, LocalNode, try_guest};
 use vendetta_tests::{Agent, BUSYBOX, Gateway, Link, Node, Run, TOOLS, eventually, random_bytes};
 
 /// A gateway whose operator has the lab's key.
@@ -752,4 +753,25 @@ fn two_hundred_workspaces_over_three_nodes_are_listed_at_once() {
         .map(|node| node["workspaces"].as_u64())
         .collect();
     assert_eq!(counts, [Some(0), Some(67), Some(67), Some(66)]);
+}
+
+/// What says whether KVM works is a guest that tells of its own start; under
+/// emulation it must start everywhere.
+#[tokio::test]
+async fn kvm_is_proven_by_a_guest_that_starts() {
+    let here = LocalNode::new("/nonexistent".into());
+    let emulated = try_guest(&here, "tcg").await.expect("a guest");
+    assert_eq!(emulated, Kvm::Works);
+    let wrong = try_guest(&here, "no-such-accelerator")
+        .await
+        .expect("a guest");
+    assert!(matches!(wrong, Kvm::Fails(_)), "{wrong}");
+
+    let node = Node::start();
+    let gateway = gateway(&node);
+    add(&gateway, "n1", &node);
+    let status = gateway.control("node status n1 --json").ok().json();
+    let probe = &status["probe"];
+    assert!(probe["qemu"]["x86_64"].is_string(), "{probe}");
+    assert!(!probe["kvm"].is_null(), "{probe}");
 }

@@ -129,12 +129,12 @@ pub(super) fn described(session: &Session<'_>, node: &Node) -> String {
             Engine::Fails(trouble) => line("Engine", format!("{kind}: {}", trouble.problem)),
         }
     }
-    if let Some(probe) = place.probe() {
+    if let Some(probe) = &place.probe {
         line(
             "System",
             format!("{}, {}, {}", probe.os, probe.kernel, probe.arch),
         );
-        line("Also there", also_there(&probe));
+        line("Also there", also_there(probe));
     }
     if let Some(row) = &place.row {
         line("Host key", row.host_key.fingerprint());
@@ -185,7 +185,7 @@ pub(super) fn value(session: &Session<'_>, node: &Node) -> Value {
     let Some(object) = value.as_object_mut() else {
         return value;
     };
-    if let Some(probe) = place.probe() {
+    if let Some(probe) = &place.probe {
         object.insert("probe".to_owned(), json!(probe));
     }
     if let (Some(row), true) = (&place.row, admin) {

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use vendetta_proto::NodeName;
 use vendetta_sshio::keys::PublicKey;
 
-use super::{Address, Inventory, InventoryError, Node, SSH_PORT};
+use super::{Address, Inventory, InventoryError, Node, Place, SSH_PORT};
 use crate::access::{Authorized, Gateway};
 use crate::events::Happening;
 use crate::node::ssh::{self, Demand, Enrolled, Operator, SshNode, Ways};
@@ -283,7 +283,11 @@ impl Inventory {
         let place = node.place();
         match place.row.clone() {
             None => {
-                look_around(place.transport.as_ref(), sink).await?;
+                let probe = look_around(place.transport.as_ref(), sink).await?;
+                node.moved(Place {
+                    probe: Some(probe),
+                    ..self.local_place()
+                });
             }
             Some(mut row) => {
                 // On a connection of its own: groups and limits of the login are those of today.
@@ -295,9 +299,13 @@ impl Inventory {
                 };
                 step.end(connected)?;
                 let probe = look_around(place.transport.as_ref(), sink).await?;
-                row.probe = serde_json::to_value(&probe).unwrap_or_default();
-                self.0.settings.store.save_node(&row).await?;
-                node.moved(self.remote_place(row)?);
+                if place.probe.as_ref() == Some(&probe) {
+                    node.moved(place);
+                } else {
+                    row.probe = serde_json::to_value(&probe).unwrap_or_default();
+                    self.0.settings.store.save_node(&row).await?;
+                    node.moved(self.remote_place(row)?);
+                }
             }
         }
         ask_engines(node, sink).await;

@@ -264,6 +264,7 @@ impl Inventory {
             ssh: None,
             allow_host: settings.allow_host,
             row: None,
+            probe: None,
         }
     }
 
@@ -282,6 +283,7 @@ impl Inventory {
             ssh: Some(ssh),
             allow_host: row.allow_host,
             row: Some(row),
+            probe: Some(probe),
         })
     }
 

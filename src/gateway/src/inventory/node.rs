@@ -38,6 +38,8 @@ pub struct Place {
     pub allow_host: bool,
     /// How it is stored; none: the gateway's own machine.
     pub row: Option<NodeRow>,
+    /// What was found on it when it was added or tested last; none: neither yet.
+    pub probe: Option<Probe>,
 }
 
 impl Place {
@@ -49,13 +51,6 @@ impl Place {
             Some(row) if row.port == 22 => format!("{}@{}", row.user, row.host),
             Some(row) => format!("{}@{} port {}", row.user, row.host, row.port),
         }
-    }
-
-    /// What was found on it when it was added or tested.
-    #[must_use]
-    pub fn probe(&self) -> Option<Probe> {
-        let row = self.row.as_ref()?;
-        serde_json::from_value(row.probe.clone()).ok()
     }
 
     /// The providers that may run something: host only where it is allowed.
