@@ -320,6 +320,25 @@ fn a_host_key_that_was_asked_for_is_demanded_before_anybody_logs_in() {
 }
 
 #[test]
+fn a_name_means_one_machine_until_it_is_said_to_have_moved() {
+    let nodes = Node::builder().start_many(2);
+    let gateway = gateway(&nodes[0]);
+    add(&gateway, "n1", &nodes[0]);
+    let elsewhere = format!("node add n1 dev@{}", nodes[1].address());
+    let taken = gateway.control(&elsewhere).finish().exits(4);
+    let address = nodes[0].address().to_string();
+    assert!(taken.error_text().contains(&address), "{taken}");
+    // Another machine does not have its host key.
+    let line = format!("{elsewhere} --moved");
+    let other = gateway.control(&line).finish().exits(5);
+    assert!(other.error_text().contains("host key"), "{other}");
+    let key = nodes[1].host_key_fingerprint();
+    gateway.control(&format!("{line} --host-key {key}")).ok();
+    let status = gateway.control("node status n1 --json").ok().json();
+    assert_eq!(status["host"], nodes[1].address().to_string());
+}
+
+#[test]
 fn a_node_behind_another_one_is_reached_through_it() {
     let outer = Node::start();
     let inner = Node::builder().docker().private().start();
@@ -515,6 +534,13 @@ fn a_lost_node_ends_its_sessions_with_a_word_and_touches_no_others() {
     assert_eq!(idle.finish().code(), 255);
     assert!(took < Duration::from_secs(15), "after {took:?}");
     becomes(&gateway, "n1", "down");
+    assert!(
+        gateway
+            .control("workspace list")
+            .ok()
+            .text()
+            .contains("n1 (down)")
+    );
     let refused = gateway.exec("lost", "true").finish();
     assert_eq!(refused.code(), 5, "{refused}");
     assert!(refused.error_text().contains("n1"), "{refused}");

@@ -76,6 +76,12 @@ pub enum AgentError {
 }
 
 impl AgentError {
+    /// Whether the node cannot be reached: then nobody can say more about the agent.
+    #[must_use]
+    pub fn is_node_away(&self) -> bool {
+        matches!(self, Self::Unreachable { source, .. } if matches!(**source, NodeError::Link { .. }))
+    }
+
     /// What to do, where there is something.
     #[must_use]
     pub fn remedy(&self) -> Option<String> {

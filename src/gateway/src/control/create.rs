@@ -225,6 +225,7 @@ async fn remote(
         host_key: None,
         jump: None,
         allow_host: false,
+        moved: false,
     };
     let node = node::add(session, &permit, new).await?;
     let name = node.name();

@@ -36,6 +36,9 @@ pub struct Add {
     /// Let provider host run workspaces on it, without isolation
     #[arg(long)]
     allow_host: bool,
+    /// The node of this name is the same machine, at this address from now on
+    #[arg(long)]
+    moved: bool,
     /// Reach it through another node
     #[arg(long, value_name = "NODE")]
     jump: Option<NodeName>,
@@ -174,6 +177,7 @@ impl Add {
             host_key: self.host_key,
             jump: self.jump,
             allow_host: self.allow_host,
+            moved: self.moved,
         };
         let name = new.name.clone();
         let added = add(session, &permit, new).await?;

@@ -12,6 +12,7 @@ use super::lifecycle::{self, Change};
 use super::text::{ago, printable, table};
 use crate::access::{Action, Authorized};
 use crate::config::nearest;
+use crate::inventory::NodeState;
 use crate::workspace::{LogOptions, WorkspaceRef, WorkspaceStatus};
 
 /// A workspace to do something with.
@@ -220,7 +221,7 @@ async fn list(session: &mut Session<'_>) -> Result<Done, Failure> {
                 workspace.name.to_string(),
                 format!("{} {}", workspace.state, ago(workspace.since, now)),
                 workspace.provider.to_string(),
-                workspace.node.to_string(),
+                node_cell(session, workspace),
                 workspace.image.clone().unwrap_or_default(),
             ];
             if others {
@@ -235,6 +236,15 @@ async fn list(session: &mut Session<'_>) -> Result<Done, Failure> {
     }
     let text = table(session.console, &headings, rows);
     session.list(&text, "workspaces", &workspaces).await
+}
+
+/// The node that a workspace is on, and whether it is away.
+fn node_cell(session: &Session<'_>, workspace: &WorkspaceStatus) -> String {
+    let node = session.control.workspaces.inventory().find(&workspace.node);
+    match node.map(|node| node.health().state) {
+        Some(NodeState::Down) => format!("{} (down)", workspace.node),
+        _ => workspace.node.to_string(),
+    }
 }
 
 async fn status(session: &mut Session<'_>, name: &str) -> Result<Done, Failure> {

@@ -30,6 +30,8 @@ pub struct NewNode {
     pub jump: Option<NodeName>,
     /// Whether it lets provider host run anything.
     pub allow_host: bool,
+    /// Whether a node of this name that is elsewhere may be meant.
+    pub moved: bool,
 }
 
 /// A machine that has let us in.
@@ -144,16 +146,26 @@ impl Inventory {
                 name: other.name().to_string(),
             });
         }
-        let pinned = self.find(&new.name).and_then(|node| {
-            let row = node.place().row.clone()?;
-            (row.host == new.address.host).then_some(row.host_key)
-        });
+        let known = self
+            .find(&new.name)
+            .and_then(|node| node.place().row.clone());
+        let (user, port) = self.whole(&new.address);
+        if let Some(row) = &known
+            && !new.moved
+            && (&row.host, row.port, &row.user) != (&new.address.host, port, &user)
+        {
+            return Err(InventoryError::Taken {
+                name: row.name.to_string(),
+                address: format!("{}@{} port {}", row.user, row.host, row.port),
+            });
+        }
+        // A machine that has moved proves the same key.
+        let pinned = known.map(|row| row.host_key);
         let demand = match (&new.host_key, pinned) {
             (Some(fingerprint), _) => Demand::Fingerprint(fingerprint.clone()),
             (None, Some(key)) => Demand::Key(key),
             (None, None) => Demand::Any,
         };
-        let (user, port) = self.whole(&new.address);
         let address = ssh::Address {
             user,
             host: new.address.host.clone(),

@@ -27,6 +27,14 @@ pub enum InventoryError {
         /// Its name.
         name: String,
     },
+    /// A name that another machine has.
+    #[error("there is a node {name} already, which is {address}")]
+    Taken {
+        /// The name.
+        name: String,
+        /// Where that node is.
+        address: String,
+    },
     /// There is no way into the machine.
     #[error(transparent)]
     Enroll(#[from] EnrollError),
@@ -44,7 +52,7 @@ impl InventoryError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NoNode { .. } => ErrorKind::NotFound,
-            Self::Local(_) | Self::Known { .. } => ErrorKind::Conflict,
+            Self::Local(_) | Self::Known { .. } | Self::Taken { .. } => ErrorKind::Conflict,
             Self::Enroll(_) | Self::Node(_) => ErrorKind::Unavailable,
             Self::Store(error) => match error.exit_code() {
                 3 => ErrorKind::NotFound,
@@ -65,6 +73,10 @@ impl InventoryError {
                 "ssh vendetta node list shows the nodes; an admin adds one: ssh vendetta node add {name} ADDRESS"
             )),
             Self::Known { name, .. } => Some(format!("ssh vendetta node status {name}")),
+            Self::Taken { .. } => Some(
+                "choose another name, or say that it is the same machine elsewhere: --moved"
+                    .to_owned(),
+            ),
             Self::Enroll(error) => error.remedy(),
             Self::Node(error) => error.remedy(),
             Self::Local(_) | Self::Store(_) => None,

@@ -141,7 +141,8 @@ async fn ask(
     }
 }
 
-/// The engines whose silence is trouble: those that answered before.
+/// The engines whose silence is trouble: those that answered before, or that we
+/// were let into when the node was added.
 fn needed(health: &Health, place: &Place) -> Vec<ProviderKind> {
     let answered = health
         .engines
@@ -151,6 +152,10 @@ fn needed(health: &Health, place: &Place) -> Vec<ProviderKind> {
             Engine::Fails(_) => health.needed.contains(kind).then_some(*kind),
         });
     let mut needed: Vec<_> = answered.collect();
+    let docker = place.probe.as_ref().and_then(|probe| probe.docker.as_ref());
+    if docker.is_some_and(|docker| docker.usable) && !needed.contains(&ProviderKind::Docker) {
+        needed.push(ProviderKind::Docker);
+    }
     needed.retain(|kind| place.providers.contains_key(kind));
     needed
 }

@@ -229,7 +229,7 @@ impl Connecting {
                     });
                 }
                 // It may have died since anybody looked: look, and try once more.
-                Err(error) if !looked_again => {
+                Err(error) if !looked_again && !error.is_node_away() => {
                     tracing::info!(workspace = %target.workspace, %error, "agent unreachable, looking at the environment");
                     looked_again = true;
                     self.workspaces.agent_unreachable(&target.id).await;
