@@ -31,7 +31,7 @@ const MODULES: &[(&str, &[&str])] = &[
 
 /// The modules of the gateway that may name a library; no other may.
 const LIBRARIES: &[(&str, &[&str])] = &[
-    ("russh", &["agent", "ssh"]),
+    ("russh", &["agent", "node", "ssh"]),
     ("bollard", &["provider"]),
     ("hyper", &["provider"]),
     ("rusqlite", &["store"]),

@@ -75,6 +75,17 @@ pub enum AgentError {
     },
 }
 
+impl AgentError {
+    /// What to do, where there is something.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Unreachable { source, .. } => source.remedy(),
+            Self::Handshake { .. } | Self::NoUser { .. } | Self::TimedOut { .. } => None,
+        }
+    }
+}
+
 /// A channel that an environment asks to open towards the client.
 pub struct EnvironmentOpen {
     /// What it is.

@@ -14,10 +14,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use vendetta_proto::NodeName;
 
-use super::{Arch, ByteStream, Command, MAX_OUTPUT, NodeError, NodeTransport, Output};
-
-/// Longest path a unix socket can be bound to: sun_path less its NUL (unix(7)).
-const MAX_SOCKET_PATH: usize = 107;
+use super::{
+    Arch, ByteStream, Command, MAX_OUTPUT, MAX_SOCKET_PATH, NodeError, NodeTransport, Output,
+};
 
 /// Time limit of a connection to a TCP port or a unix socket.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);

@@ -4,20 +4,29 @@
 //! not know whether the node is the gateway's own machine or one behind SSH.
 //! Every call is bounded by a time limit and safe to repeat.
 
+mod error;
 mod local;
+pub mod ssh;
+#[cfg(test)]
+mod testing;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use vendetta_proto::NodeName;
 
+pub use error::{LinkError, NodeError, Refusal};
 pub use local::LocalNode;
+pub use ssh::SshNode;
 
 /// Most bytes of output that [`NodeTransport::exec`] keeps of each stream.
 pub const MAX_OUTPUT: usize = 256 * 1024;
+
+/// Longest path a unix socket can be bound to: sun_path less its NUL (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
 
 /// A two-way stream of bytes.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -32,10 +41,12 @@ pub trait NodeTransport: Send + Sync + fmt::Debug {
     /// Where this gateway's files live on the node; nobody else's.
     fn state_dir(&self) -> &Path;
 
-    /// Connects to a unix socket of the node. Below [`state_dir`](Self::state_dir)
-    /// the last component is not followed when it is a symbolic link: an
-    /// environment can write there and would otherwise choose which of the
-    /// node's sockets the gateway opens.
+    /// Connects to a unix socket of the node. An environment can write below
+    /// [`state_dir`](Self::state_dir) and could put a link to another of the node's
+    /// sockets there. On the gateway's own machine such a link is not followed; on
+    /// another sshd opens the path, and follows it. So whoever opens a path
+    /// there has the other end prove who it is before it says anything that
+    /// matters, as agents do with their host key.
     ///
     /// # Errors
     /// [`NodeError::Io`] with the cause, such as no such file, refused or no permission.
@@ -154,55 +165,5 @@ impl Arch {
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
-    }
-}
-
-/// Why a node did not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The operating system refused.
-    #[error("node {node}: {operation} {subject}: {source}")]
-    Io {
-        /// The node.
-        node: NodeName,
-        /// What was tried: "connect to", "write", …
-        operation: &'static str,
-        /// What it was tried with.
-        subject: String,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// Not done in time.
-    #[error("node {node}: {operation} {subject}: no answer after {} s", limit.as_secs())]
-    Timeout {
-        /// The node.
-        node: NodeName,
-        /// What was tried.
-        operation: &'static str,
-        /// What it was tried with.
-        subject: String,
-        /// The time limit.
-        limit: Duration,
-    },
-    /// A path of a unix socket that is too long for the kernel (unix(7): 107 bytes).
-    #[error("node {node}: socket path {path} is longer than {max} bytes; choose a shorter state directory", path = path.display())]
-    SocketPath {
-        /// The node.
-        node: NodeName,
-        /// The path.
-        path: PathBuf,
-        /// Most bytes it may have.
-        max: usize,
-    },
-}
-
-impl NodeError {
-    /// The kind of I/O error, when it is one.
-    #[must_use]
-    pub fn io_kind(&self) -> Option<std::io::ErrorKind> {
-        match self {
-            Self::Io { source, .. } => Some(source.kind()),
-            Self::Timeout { .. } | Self::SocketPath { .. } => None,
-        }
     }
 }

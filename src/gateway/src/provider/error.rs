@@ -70,7 +70,8 @@ impl ProviderError {
             Self::NoImage { image, .. } => Some(format!(
                 "check the name, or bring the image to the node: docker pull {image}"
             )),
-            Self::Refused { .. } | Self::NoEnvironment | Self::Cancelled | Self::Node(_) => None,
+            Self::Node(error) => error.remedy(),
+            Self::Refused { .. } | Self::NoEnvironment | Self::Cancelled => None,
         }
     }
 }

@@ -144,8 +144,12 @@ impl Connecting {
                     self.workspaces.agent_unreachable(&target.id).await;
                 }
                 Err(error) => {
+                    let message = match error.remedy() {
+                        Some(remedy) => format!("{error}\n{remedy}"),
+                        None => error.to_string(),
+                    };
                     return Err(LinkError {
-                        message: error.to_string(),
+                        message,
                         exit_code: 5,
                     });
                 }

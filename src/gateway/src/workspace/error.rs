@@ -125,7 +125,7 @@ impl Explain for InstallError {
     fn explain(self, context: &str) -> WorkspaceError {
         let problem = self.to_string();
         match self {
-            Self::Node(_) => WorkspaceError::new(ErrorKind::Unavailable, context, problem),
+            Self::Node(error) => error.explain(context),
             Self::NoPayload { .. } | Self::Read { .. } => {
                 WorkspaceError::new(ErrorKind::Internal, context, problem).with_remedy(
                     "put vendetta-agent beside the gateway, or set agent_dir in its config",
@@ -137,7 +137,11 @@ impl Explain for InstallError {
 
 impl Explain for NodeError {
     fn explain(self, context: &str) -> WorkspaceError {
-        WorkspaceError::new(ErrorKind::Unavailable, context, self.to_string())
+        let remedy = self.remedy();
+        WorkspaceError {
+            remedy,
+            ..WorkspaceError::new(ErrorKind::Unavailable, context, self.to_string())
+        }
     }
 }
 

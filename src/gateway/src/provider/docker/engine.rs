@@ -13,6 +13,7 @@ use hyper::{Response, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
+use vendetta_proto::NodeName;
 use vendetta_proto::spec::ProviderKind;
 
 use super::super::ProviderError;
@@ -107,7 +108,7 @@ impl Engine {
                 message,
             } => (status_code, message),
             Error::DockerStreamError { error } => (500, error),
-            Error::IOError { err } => return self.unreachable(&err),
+            Error::IOError { err } => return self.unreachable(err),
             Error::RequestTimeoutError => {
                 return self.unavailable(format!("{operation}: no answer in time"), None);
             }
@@ -132,7 +133,24 @@ impl Engine {
         }
     }
 
-    fn unreachable(&self, error: &io::Error) -> ProviderError {
+    /// How the user that the node runs our requests as gets to open the engine's socket.
+    fn let_in(&self) -> String {
+        let (user, then) = if *self.node.name() == NodeName::local() {
+            ("the gateway's user", ", and start the gateway again")
+        } else {
+            ("the node's user", "")
+        };
+        format!(
+            "add {user} to the group of the socket, for instance: sudo usermod -aG docker USER{then}"
+        )
+    }
+
+    fn unreachable(&self, error: io::Error) -> ProviderError {
+        // The node itself, or its sshd, does not do its part: it says so better.
+        let error = match error.downcast::<NodeError>() {
+            Ok(node) => return node.into(),
+            Err(error) => error,
+        };
         let socket = self.socket.display();
         let (problem, remedy) = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => (
@@ -141,11 +159,7 @@ impl Engine {
             ),
             io::ErrorKind::PermissionDenied => (
                 format!("no permission to open {socket}"),
-                Some(
-                    "add the gateway's user to the group of the socket, for instance: \
-                     sudo usermod -aG docker USER, and start the gateway again"
-                        .to_owned(),
-                ),
+                Some(self.let_in()),
             ),
             _ => (format!("{socket}: {error}"), None),
         };
