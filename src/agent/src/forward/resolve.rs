@@ -3,17 +3,27 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use hickory_resolver::TokioResolver;
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::{Hosts, TokioResolver};
 
 /// When the files were last written.
 type Stamp = [Option<SystemTime>; 2];
 
 /// Resolves names; built again when its files change.
 #[derive(Debug, Default)]
-pub struct Resolver(Mutex<Option<(Stamp, TokioResolver)>>);
+pub struct Resolver(Mutex<Option<Sources>>);
+
+/// What names are resolved by, as of a time.
+#[derive(Debug, Clone)]
+struct Sources {
+    stamp: Stamp,
+    hosts: Arc<Hosts>,
+    dns: TokioResolver,
+}
 
 fn stamp() -> Stamp {
     ["/etc/hosts", "/etc/resolv.conf"].map(|path| {
@@ -35,8 +45,14 @@ impl Resolver {
         if host.eq_ignore_ascii_case("localhost") {
             return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
         }
-        let resolver = self.current()?;
-        let found = resolver.lookup_ip(host).await.map_err(|error| {
+        let sources = self.current()?;
+        // A name in the file is asked for nowhere else, as with "hosts: files dns" of
+        // nsswitch.conf(5). The resolver would ask DNS for the family that the file lacks.
+        let listed = listed(&sources.hosts, host);
+        if !listed.is_empty() {
+            return Ok(listed);
+        }
+        let found = sources.dns.lookup_ip(host).await.map_err(|error| {
             if error.is_no_records_found() || error.is_nx_domain() {
                 io::Error::new(io::ErrorKind::NotFound, "name not known")
             } else {
@@ -46,20 +62,41 @@ impl Resolver {
         Ok(found.iter().collect())
     }
 
-    fn current(&self) -> io::Result<TokioResolver> {
+    fn current(&self) -> io::Result<Sources> {
         let now = stamp();
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((then, resolver)) = &*cached
-            && *then == now
+        if let Some(sources) = &*cached
+            && sources.stamp == now
         {
-            return Ok(resolver.clone());
+            return Ok(sources.clone());
         }
-        let resolver = TokioResolver::builder_tokio()
+        let dns = TokioResolver::builder_tokio()
             .and_then(|builder| builder.build())
             .map_err(|error| {
                 io::Error::other(format!("/etc/resolv.conf is not usable: {error}"))
             })?;
-        *cached = Some((now, resolver.clone()));
-        Ok(resolver)
+        let sources = Sources {
+            stamp: now,
+            // An image may have no such file.
+            hosts: Arc::new(Hosts::from_system().unwrap_or_default()),
+            dns,
+        };
+        Ok(cached.insert(sources).clone())
     }
+}
+
+/// The addresses of `host` in /etc/hosts.
+fn listed(hosts: &Hosts, host: &str) -> Vec<IpAddr> {
+    let Ok(name) = host.parse::<Name>() else {
+        return Vec::new();
+    };
+    let of = |kind| hosts.lookup_static_host(&Query::query(name.clone(), kind));
+    [RecordType::A, RecordType::AAAA]
+        .into_iter()
+        .filter_map(of)
+        .flat_map(|found| {
+            let addresses = found.answers().iter().filter_map(|r| r.data.ip_addr());
+            addresses.collect::<Vec<_>>()
+        })
+        .collect()
 }

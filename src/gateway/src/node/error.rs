@@ -49,7 +49,7 @@ pub enum NodeError {
         /// The node.
         node: NodeName,
         /// Why not.
-        cause: LinkError,
+        cause: Box<LinkError>,
     },
     /// Its sshd is configured not to allow it.
     #[error("node {node}: {operation} {subject}: {refusal}")]
@@ -235,9 +235,13 @@ impl Refusal {
     /// The line to add, and where.
     #[must_use]
     pub fn remedy(&self) -> String {
-        let forwarding = "with no DisableForwarding, and no restrict or no-port-forwarding before the key in authorized_keys";
         let (line, besides) = match self {
-            Self::StreamLocal => ("AllowStreamLocalForwarding yes", forwarding),
+            // sshd forbids sockets too when it forbids ports.
+            Self::StreamLocal => (
+                "AllowStreamLocalForwarding yes",
+                "with AllowTcpForwarding yes, no PermitOpen, no DisableForwarding, and no restrict \
+                 or no-port-forwarding before the key in authorized_keys",
+            ),
             Self::Tcp => (
                 "AllowTcpForwarding yes",
                 "with no PermitOpen that leaves the port out, no DisableForwarding, and no restrict, \

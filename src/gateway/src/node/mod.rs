@@ -8,6 +8,8 @@ mod error;
 mod local;
 mod probe;
 pub mod ssh;
+#[cfg(test)]
+mod testing;
 
 use std::fmt;
 use std::path::Path;

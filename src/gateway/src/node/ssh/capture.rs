@@ -10,8 +10,9 @@ use super::super::MAX_OUTPUT;
 /// Most bytes before the marker that are told to a person.
 const MAX_SAID: usize = 200;
 
-/// What a script says first. It is in the script as two halves, so that a shell
-/// that prints what it runs does not say it.
+/// What a script says first: a random word on both streams, and on standard output then
+/// the process it is and a space. The word is in the script as two halves, so
+/// that a shell that prints what it runs does not say it.
 #[derive(Debug)]
 pub(super) struct Marker {
     halves: [String; 2],
@@ -27,7 +28,8 @@ impl Marker {
     /// The lines of script that say it.
     pub(super) fn prologue(&self) -> Vec<u8> {
         let [first, second] = &self.halves;
-        format!("printf %s%s {first} {second}; printf %s%s {first} {second} >&2\n").into_bytes()
+        format!("printf '%s%s%s ' {first} {second} $$; printf '%s%s ' {first} {second} >&2\n")
+            .into_bytes()
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -39,10 +41,24 @@ impl Marker {
 #[derive(Debug, Default)]
 pub(super) struct Capture {
     marker: Vec<u8>,
-    seen: bool,
+    stage: Stage,
+    /// Of the stage; before the marker only where it may have begun.
     kept: Vec<u8>,
     /// The beginning of what came before the marker.
     said: Vec<u8>,
+    /// What is between the marker and the space.
+    process: Vec<u8>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// The marker has not come.
+    #[default]
+    Before,
+    /// The space after it has not come.
+    Marked,
+    /// The script speaks.
+    Script,
 }
 
 impl Capture {
@@ -56,29 +72,43 @@ impl Capture {
 
     /// Takes more of the stream.
     pub(super) fn push(&mut self, data: &[u8]) {
-        if self.seen {
+        if self.stage == Stage::Script {
             let room = MAX_OUTPUT.saturating_sub(self.kept.len());
             self.kept.extend(data.iter().take(room));
             return;
         }
         self.kept.extend_from_slice(data);
-        let length = self.marker.len();
-        if let Some(found) = self.kept.windows(length).position(|w| w == self.marker) {
-            self.seen = true;
-            self.kept.drain(..found + length);
-            self.kept.truncate(MAX_OUTPUT);
-            return;
+        if self.stage == Stage::Before {
+            let length = self.marker.len();
+            let found = self.kept.windows(length).position(|w| w == self.marker);
+            // Without it: it may have begun in the last bytes; the others are only told.
+            let begun = self.kept.len().saturating_sub(length.saturating_sub(1));
+            let said = self.kept.drain(..found.unwrap_or(begun));
+            let room = MAX_SAID.saturating_sub(self.said.len());
+            self.said.extend(said.take(room));
+            if found.is_some() {
+                self.stage = Stage::Marked;
+                self.kept.drain(..length);
+            }
         }
-        // The marker may have begun in what is here; the rest is only told.
-        let done = self.kept.len().saturating_sub(length.saturating_sub(1));
-        let said = self.kept.drain(..done);
-        let room = MAX_SAID.saturating_sub(self.said.len());
-        self.said.extend(said.take(room));
+        if self.stage == Stage::Marked
+            && let Some(space) = self.kept.iter().position(|byte| *byte == b' ')
+        {
+            self.stage = Stage::Script;
+            self.process = self.kept.drain(..space).collect();
+            self.kept.drain(..1);
+            self.kept.truncate(MAX_OUTPUT);
+        }
+    }
+
+    /// The number of the script's process, once it has said it.
+    pub(super) fn process(&self) -> Option<u32> {
+        std::str::from_utf8(&self.process).ok()?.parse().ok()
     }
 
     /// The script's part; else what came in its place.
     pub(super) fn kept(mut self) -> Result<Vec<u8>, String> {
-        if self.seen {
+        if self.stage == Stage::Script {
             return Ok(self.kept);
         }
         let room = MAX_SAID.saturating_sub(self.said.len());
@@ -109,7 +139,7 @@ mod tests {
             piece in 1..80usize,
         ) {
             let marker = Marker::random();
-            let stream = [before, marker.bytes(), after.clone()].concat();
+            let stream = [before, marker.bytes(), b"123 ".to_vec(), after.clone()].concat();
             prop_assert_eq!(captured(&marker, &stream, piece), Ok(after));
         }
     }
@@ -126,12 +156,8 @@ mod tests {
     #[test]
     fn output_is_cut_and_a_printed_command_line_is_not_the_marker() {
         let marker = Marker::random();
-        let stream = [
-            marker.prologue(),
-            marker.bytes(),
-            vec![b'y'; 2 * MAX_OUTPUT],
-        ]
-        .concat();
-        assert_eq!(captured(&marker, &stream, 1000), Ok(vec![b'y'; MAX_OUTPUT]));
+        let flood = vec![b'y'; 2 * MAX_OUTPUT];
+        let stream = [marker.prologue(), marker.bytes(), b"7 ".to_vec(), flood].concat();
+        assert!(captured(&marker, &stream, 1000) == Ok(vec![b'y'; MAX_OUTPUT]));
     }
 }

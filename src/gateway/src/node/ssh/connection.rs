@@ -17,6 +17,9 @@ use super::trouble::Trouble;
 
 /// Time limit of making a connection, from the first packet to being logged in.
 pub(in super::super) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// On top of that when it goes through another node, which may take as long itself and
+/// then says what is wrong.
+const JUMP_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit of opening a channel: sshd dials before it answers.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -32,6 +35,14 @@ pub(super) struct Connector {
 }
 
 impl Connector {
+    /// Time limit of making a connection.
+    pub(super) fn limit(&self) -> Duration {
+        match self.address.jump {
+            Some(_) => CONNECT_LIMIT + JUMP_LIMIT,
+            None => CONNECT_LIMIT,
+        }
+    }
+
     /// Makes a connection.
     ///
     /// # Errors
@@ -51,11 +62,12 @@ impl Connector {
                 })
             }
         };
-        let made = timeout(CONNECT_LIMIT, connect).await;
+        let limit = self.limit();
+        let made = timeout(limit, connect).await;
         made.unwrap_or_else(|_| {
             Err(LinkError::TimedOut {
                 address: address.to_string(),
-                limit: CONNECT_LIMIT,
+                limit,
             })
         })
     }
@@ -70,11 +82,23 @@ pub(super) enum OpenError {
     Other(Trouble),
 }
 
+/// What a channel leads to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target<'a> {
+    /// A session (RFC 4254 section 6.1).
+    Session,
+    /// A unix socket of the node (OpenSSH PROTOCOL section 2.4).
+    Unix(&'a str),
+    /// A TCP port as seen from the node (RFC 4254 section 7.2).
+    Tcp(&'a str, u16),
+}
+
 /// One SSH connection to a node, logged in.
 pub(in super::super) struct Connection {
     handle: Handle<Callbacks>,
     life: Life,
     address: Arc<str>,
+    made: Instant,
 }
 
 impl std::fmt::Debug for Connection {
@@ -93,12 +117,18 @@ impl Connection {
             handle: greeted.handle,
             life: greeted.life,
             address: address.to_string().into(),
+            made: Instant::now(),
         }
     }
 
     /// Its life.
     pub(super) fn life(&self) -> &Life {
         &self.life
+    }
+
+    /// Since when it has been logged in.
+    pub(super) fn age(&self) -> Duration {
+        self.made.elapsed()
     }
 
     /// That it was lost, and why.
@@ -109,26 +139,24 @@ impl Connection {
         }
     }
 
-    /// Opens a session (RFC 4254 section 6.1).
-    pub(super) async fn open_session(&self) -> Result<Channel<Msg>, OpenError> {
-        self.open(self.handle.channel_open_session()).await
+    /// Opens a channel.
+    pub(super) async fn open(&self, target: Target<'_>) -> Result<Channel<Msg>, OpenError> {
+        let handle = &self.handle;
+        match target {
+            Target::Session => self.opened(handle.channel_open_session()).await,
+            Target::Unix(path) => {
+                self.opened(handle.channel_open_direct_streamlocal(path))
+                    .await
+            }
+            Target::Tcp(host, port) => {
+                let port = u32::from(port);
+                let opening = handle.channel_open_direct_tcpip(host, port, "127.0.0.1", 0u32);
+                self.opened(opening).await
+            }
+        }
     }
 
-    /// Has sshd connect to a unix socket (OpenSSH PROTOCOL section 2.4).
-    pub(super) async fn open_unix(&self, path: &str) -> Result<Channel<Msg>, OpenError> {
-        self.open(self.handle.channel_open_direct_streamlocal(path))
-            .await
-    }
-
-    /// Has sshd connect to a TCP port (RFC 4254 section 7.2).
-    pub(super) async fn open_tcp(&self, host: &str, port: u16) -> Result<Channel<Msg>, OpenError> {
-        let opening =
-            self.handle
-                .channel_open_direct_tcpip(host, u32::from(port), "127.0.0.1", 0u32);
-        self.open(opening).await
-    }
-
-    async fn open(
+    async fn opened(
         &self,
         opening: impl Future<Output = Result<Channel<Msg>, russh::Error>>,
     ) -> Result<Channel<Msg>, OpenError> {

@@ -28,7 +28,7 @@ use vendetta_sshio::keys::{PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
 use super::super::{ByteStream, Command, LinkError, NodeError, NodeTransport};
-use super::connection::{Connection, Connector};
+use super::connection::{Connection, Connector, Target};
 use super::handshake::{Address, Greeted, greet};
 use super::host_keys::HostKeys;
 use super::quote;
@@ -524,7 +524,7 @@ async fn install(
         quote::command_line(&script).ok_or_else(|| failed("the key is too long".to_owned()))?;
     let installing = async {
         let mut channel = connection
-            .open_session()
+            .open(Target::Session)
             .await
             .map_err(|error| failed(format!("{error:?}")))?;
         let sent = async {

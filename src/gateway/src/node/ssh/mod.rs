@@ -5,13 +5,14 @@
 //!     └─ connection ◀── handshake: dial (TCP, or through another node), host key, login
 //!          ├─ channels to sockets and ports ──▶ stream
 //!          └─ sessions: places within MaxSessions; more connections when they are short
-//!               └─ run: one script, its input, output, time limit and end
-//!                    └─ files: script + quote
+//!               └─ run: one script (quote), its time limit and end; dialogue: what is said
+//!                    └─ files: script
 //! ```
 
 mod callbacks;
 mod capture;
 mod connection;
+mod dialogue;
 mod enroll;
 mod files;
 mod handshake;
@@ -28,6 +29,7 @@ mod stream;
 mod tests;
 mod trouble;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +45,7 @@ use vendetta_sshio::keys::{PrivateKey, PublicKey};
 use super::{
     Arch, ByteStream, Command, MAX_SOCKET_PATH, NodeError, NodeTransport, Output, Refusal,
 };
-use connection::{Connector, OpenError};
+use connection::{Connector, OpenError, Target};
 use link::Link;
 use run::Job;
 use sessions::Sessions;
@@ -53,6 +55,9 @@ use trouble::{Trouble, io_error};
 pub use enroll::{Demand, EnrollError, Enrolled, Operator, Way, Ways, enroll, remove_key};
 pub use handshake::Address;
 pub use link::LinkState;
+
+/// A login older than this may not know the groups that its user is in by now.
+const OLD_LOGIN: Duration = Duration::from_secs(15);
 
 /// What the gateway has to know of a node behind SSH.
 #[derive(Debug, Clone)]
@@ -156,11 +161,19 @@ impl SshNode {
 
     async fn connect_unix(&self, path: &Path) -> Result<LinkStream, Trouble> {
         let text = path.to_str().ok_or_else(|| Trouble::invalid("not UTF-8"))?;
-        let connection = self.link.connection().await?;
-        match connection.open_unix(text).await {
-            Ok(channel) => Ok(LinkStream::new(channel, connection)),
-            Err(OpenError::Other(trouble)) => Err(trouble),
-            Err(OpenError::Refused(..)) => Err(self.why_not_unix(text).await?),
+        let mut renewed = false;
+        loop {
+            let trouble = match self.link.open(Target::Unix(text)).await {
+                Ok((channel, connection)) => return Ok(LinkStream::new(channel, connection)),
+                Err(OpenError::Other(trouble)) => return Err(trouble),
+                Err(OpenError::Refused(..)) => self.why_not_unix(text).await?,
+            };
+            // A login has the groups that its user was in when it began.
+            let denied = matches!(&trouble, Trouble::Io(error) if error.kind() == io::ErrorKind::PermissionDenied);
+            if renewed || !denied || !self.link.renew(OLD_LOGIN).await {
+                return Err(trouble);
+            }
+            renewed = true;
         }
     }
 
@@ -179,9 +192,8 @@ impl SshNode {
     }
 
     async fn connect_tcp(&self, host: &str, port: u16) -> Result<LinkStream, Trouble> {
-        let connection = self.link.connection().await?;
-        match connection.open_tcp(host, port).await {
-            Ok(channel) => Ok(LinkStream::new(channel, connection)),
+        match self.link.open(Target::Tcp(host, port)).await {
+            Ok((channel, connection)) => Ok(LinkStream::new(channel, connection)),
             Err(OpenError::Other(trouble)) => Err(trouble),
             // SSH_OPEN_ADMINISTRATIVELY_PROHIBITED
             Err(OpenError::Refused(1, _)) => Err(Trouble::Refused(Refusal::Tcp)),

@@ -1,22 +1,26 @@
 //! One script on the node, from its session's opening to its end.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use russh::client::Msg;
-use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::{Output, Refusal};
-use super::capture::{Capture, Marker};
+use super::super::Output;
+use super::capture::Marker;
+use super::dialogue::Dialogue;
 use super::quote;
-use super::sessions::{Place, Sessions};
+use super::sessions::Sessions;
 use super::trouble::Trouble;
 
+/// How long sshd may take to end a process that it was told to kill.
+const SIGNAL_LIMIT: Duration = Duration::from_millis(500);
+/// How long it may take to kill it otherwise.
+const KILL_LIMIT: Duration = Duration::from_secs(15);
 /// How long the server may take to close a session that is given up.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -30,7 +34,9 @@ pub(super) struct Job {
     pub limit: Duration,
 }
 
-/// Runs `job` in a session of its own. Dropping the future kills it.
+/// Runs `job` in a session of its own. Dropping the future kills it: a task
+/// of its own sees to that, and keeps the session's place until the server has
+/// let it go.
 ///
 /// # Errors
 /// When there is no session, the time is over, or something else ran in its place.
@@ -44,137 +50,79 @@ pub(super) async fn run(
     script.extend_from_slice(&job.script);
     let line = quote::command_line(&script)
         .ok_or_else(|| Trouble::invalid("too long for a command line, or a NUL in it"))?;
-    let (channel, place) = sessions.open().await?;
-    let (read, write) = channel.split();
-    let session = Session {
-        read,
-        write,
-        place,
-        line,
-        stdin: job.stdin,
-        stdout: Capture::new(&marker),
-        stderr: Capture::new(&marker),
-        status: None,
-        refused: false,
-    };
     let gone = CancellationToken::new();
     let _gone_when_dropped = gone.clone().drop_guard();
     let (tell, told) = oneshot::channel();
-    tasks.spawn(session.run(job.limit, gone, tell));
+    let run = Run {
+        sessions: Arc::clone(sessions),
+        marker,
+        line,
+        stdin: job.stdin,
+        limit: job.limit,
+        gone,
+    };
+    tasks.spawn(run.carry_out(tell));
     // Not told: the runtime that it ran on has ended.
     told.await
-        .unwrap_or_else(|_| Err(Trouble::Io(std::io::ErrorKind::Interrupted.into())))
+        .unwrap_or_else(|_| Err(Trouble::Io(io::ErrorKind::Interrupted.into())))
 }
 
-/// How a program ended (RFC 4254 section 6.10).
-enum Ended {
-    Status(u32),
-    Signal,
-}
-
-struct Session {
-    read: ChannelReadHalf,
-    write: ChannelWriteHalf<Msg>,
-    place: Place,
+struct Run {
+    sessions: Arc<Sessions>,
+    marker: Marker,
     line: String,
     stdin: Bytes,
-    stdout: Capture,
-    stderr: Capture,
-    status: Option<Ended>,
-    refused: bool,
+    limit: Duration,
+    /// Nobody waits for it any more.
+    gone: CancellationToken,
 }
 
-impl Session {
-    /// Runs to the end; the place is free when the server has let the session go.
-    async fn run(
-        mut self,
-        limit: Duration,
-        gone: CancellationToken,
-        tell: oneshot::Sender<Result<Output, Trouble>>,
-    ) {
+impl Run {
+    async fn carry_out(self, tell: oneshot::Sender<Result<Output, Trouble>>) {
+        let (channel, place) = match self.sessions.open(&self.gone).await {
+            Ok(opened) => opened,
+            Err(trouble) => {
+                // Nobody waits: then nobody has to know.
+                let _ = tell.send(Err(trouble));
+                return;
+            }
+        };
+        let mut dialogue = Dialogue::new(channel, &self.marker);
         let ended = tokio::select! {
-            ended = timeout(limit, self.talk()) => ended.is_ok(),
-            () = gone.cancelled() => false,
+            biased;
+            () = self.gone.cancelled() => false,
+            ended = timeout(self.limit, dialogue.run(self.line, self.stdin)) => ended.is_ok(),
         };
         if ended {
-            let result = self.result();
-            let _ = tell.send(result);
-            let _ = self.write.close().await;
+            let _ = tell.send(dialogue.result(place.connection()));
         } else {
-            let _ = tell.send(Err(Trouble::TimedOut(limit)));
-            // sshd kills the process group (since OpenSSH 7.9); to an older one
-            // its streams are closed, which ends most programs.
-            let _ = self.write.signal(Sig::KILL).await;
-            let _ = self.write.close().await;
+            let _ = tell.send(Err(Trouble::TimedOut(self.limit)));
+            // sshd kills the process group, but only since OpenSSH 7.9, and
+            // not when its user is root.
+            dialogue.signal_kill().await;
+            if timeout(SIGNAL_LIMIT, dialogue.closed()).await.is_err()
+                && let Some(process) = dialogue.process()
+            {
+                kill(&self.sessions, process).await;
+            }
         }
-        let closed = async { while self.read.wait().await.is_some() {} };
-        let _ = timeout(CLOSE_LIMIT, closed).await;
-        drop(self.place);
+        dialogue.close().await;
+        // sshd closes late what was left running with its streams; the place is not held for that.
+        let _ = timeout(CLOSE_LIMIT, dialogue.closed()).await;
+        drop(place);
     }
+}
 
-    /// Sends the command and its input, and takes what comes until the channel is closed.
-    async fn talk(&mut self) {
-        let (line, stdin) = (
-            std::mem::take(&mut self.line),
-            std::mem::take(&mut self.stdin),
+/// Kills the group of a process of the node, which a session of sshd leads.
+async fn kill(sessions: &Sessions, process: u32) {
+    let script = format!("kill -KILL -{process} 2>/dev/null || kill -KILL {process}");
+    let Some(line) = quote::command_line(script.as_bytes()) else {
+        return;
+    };
+    if !matches!(timeout(KILL_LIMIT, sessions.aside(line)).await, Ok(Ok(()))) {
+        tracing::warn!(
+            process,
+            "a program on a node could not be killed and may run on"
         );
-        let write = &self.write;
-        let feed = async {
-            write.exec(true, line).await?;
-            if !stdin.is_empty() {
-                write.data_bytes(stdin).await?;
-            }
-            write.eof().await
-        };
-        tokio::pin!(feed);
-        let mut fed = false;
-        loop {
-            let message = tokio::select! {
-                message = self.read.wait() => message,
-                // A program that reads no more has ended, or will: its status says how.
-                _ = &mut feed, if !fed => {
-                    fed = true;
-                    continue;
-                }
-            };
-            match message {
-                None | Some(ChannelMsg::Close) => return,
-                Some(ChannelMsg::Failure) => {
-                    self.refused = true;
-                    return;
-                }
-                Some(ChannelMsg::Data { data }) => self.stdout.push(&data),
-                Some(ChannelMsg::ExtendedData { data, ext: 1 }) => self.stderr.push(&data),
-                Some(ChannelMsg::ExitStatus { exit_status }) => {
-                    self.status = Some(Ended::Status(exit_status));
-                }
-                Some(ChannelMsg::ExitSignal { .. }) => self.status = Some(Ended::Signal),
-                Some(_) => {}
-            }
-        }
-    }
-
-    fn result(&mut self) -> Result<Output, Trouble> {
-        let connection = self.place.connection();
-        if self.status.is_none() && connection.life().ended().is_some() {
-            return Err(connection.lost().into());
-        }
-        let stdout = std::mem::take(&mut self.stdout).kept();
-        let stderr = std::mem::take(&mut self.stderr).kept();
-        match (stdout, stderr) {
-            (Ok(stdout), Ok(stderr)) if !self.refused => Ok(Output {
-                status: match self.status {
-                    Some(Ended::Status(status)) => i32::try_from(status).ok(),
-                    Some(Ended::Signal) | None => None,
-                },
-                stdout,
-                stderr,
-            }),
-            (stdout, stderr) => {
-                let said = [stdout.err(), stderr.err()].into_iter().flatten();
-                let said: Vec<String> = said.filter(|said| !said.is_empty()).collect();
-                Err(Trouble::Refused(Refusal::Command(said.join("; "))))
-            }
-        }
     }
 }

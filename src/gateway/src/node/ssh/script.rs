@@ -23,7 +23,7 @@ there() { [ -e "$1" ] || [ -L "$1" ]; }
 /// PATH MODE LENGTH: writes standard input there, whole or not at all: a
 /// connection that is lost half-way leaves fewer bytes than were announced.
 /// `mv -T` renames over a link instead of into the directory that it leads to; where
-/// mv does not know -T, the link is removed before.
+/// mv does not, as busybox's, the link is removed before.
 pub(super) const PUT: &str = r#"
 parent=${1%/*}
 mkdir -p "${parent:-/}" || exit 1
@@ -35,13 +35,11 @@ size=$(wc -c <"$new")
 [ "$((size))" -eq "$3" ] || { echo "$1: got $((size)) bytes of $3" >&2; exit 1; }
 chmod "$2" "$new" || exit 1
 why=$(mv -fT "$new" "$1" 2>&1) && exit 0
-case $why in
-*option*)
-    [ ! -L "$1" ] || rm -f "$1" || exit 1
-    [ ! -d "$1" ] || { echo "$1: Is a directory" >&2; exit 1; }
-    mv -f "$new" "$1" ;;
-*) printf '%s\n' "$why" >&2; exit 1 ;;
-esac
+if [ -L "$1" ]; then rm -f "$1" || exit 1
+elif [ -d "$1" ]; then echo "$1: Is a directory" >&2; exit 1
+else case $why in *option*) ;; *) printf '%s\n' "$why" >&2; exit 1 ;; esac
+fi
+mv -f "$new" "$1"
 "#;
 
 /// PATH: makes a directory that only its owner can enter, and its parents.

@@ -12,6 +12,7 @@
 //! the order of asking. The round trip is there because sshd frees a session
 //! a little after it has closed its channel.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::super::{LinkError, Refusal};
-use super::connection::{Connection, Connector, OpenError};
+use super::connection::{Connection, Connector, OpenError, Target};
 use super::link::Link;
 use super::trouble::Trouble;
 
@@ -48,6 +49,8 @@ pub(super) struct Sessions {
     book: Mutex<Book>,
     /// Held by the one whose turn it is to get the next place.
     turn: tokio::sync::Mutex<()>,
+    /// Held by the one that uses a connection of its own.
+    aside: tokio::sync::Mutex<()>,
     /// A place has become free, or a connection was added.
     changed: Notify,
     tasks: TaskTracker,
@@ -69,6 +72,8 @@ struct Book {
 #[derive(Debug)]
 struct Used {
     connection: Arc<Connection>,
+    /// The link keeps it.
+    kept: bool,
     /// Places taken.
     busy: usize,
     /// Those of them in which the server has opened a session.
@@ -84,9 +89,10 @@ impl Book {
             .find(|used| Arc::ptr_eq(&used.connection, connection))
     }
 
-    fn add(&mut self, at: usize, connection: &Arc<Connection>) {
+    fn add(&mut self, at: usize, connection: &Arc<Connection>, kept: bool) {
         let used = Used {
             connection: Arc::clone(connection),
+            kept,
             busy: 0,
             open: 0,
             idle: Instant::now(),
@@ -113,22 +119,32 @@ impl Sessions {
                 failed: None,
             }),
             turn: tokio::sync::Mutex::default(),
+            aside: tokio::sync::Mutex::default(),
             changed: Notify::new(),
             tasks,
             stop,
         }
     }
 
-    /// Opens a session; waits for its place.
+    /// Opens a session; waits for its place until `gone`. An opening that has begun is
+    /// seen to its end, so that no session is open of which nobody knows.
     ///
     /// # Errors
     /// When there is no connection, no place in time, or sshd allows no session at all.
-    pub(super) async fn open(self: &Arc<Self>) -> Result<(Channel<Msg>, Place), Trouble> {
-        loop {
-            let place = timeout(PLACE_LIMIT, self.place()).await;
-            let mut place = place.map_err(|_| Trouble::TimedOut(PLACE_LIMIT))??;
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        gone: &CancellationToken,
+    ) -> Result<(Channel<Msg>, Place), Trouble> {
+        let mut lost = false;
+        'place: loop {
+            let mut place = tokio::select! {
+                place = timeout(PLACE_LIMIT, self.place()) => {
+                    place.map_err(|_| Trouble::TimedOut(PLACE_LIMIT))??
+                }
+                () = gone.cancelled() => return Err(Trouble::Io(io::ErrorKind::Interrupted.into())),
+            };
             for again in [false, true] {
-                match place.connection.open_session().await {
+                match place.connection.open(Target::Session).await {
                     Ok(channel) => {
                         place.opened();
                         return Ok((channel, place));
@@ -137,6 +153,12 @@ impl Sessions {
                     Err(OpenError::Refused(..)) => {
                         place.connection.ping().await?;
                     }
+                    // The loss of a connection is often noticed by using it: then
+                    // nothing was done yet, and there may be a new one.
+                    Err(OpenError::Other(Trouble::Link(_))) if !lost => {
+                        lost = true;
+                        continue 'place;
+                    }
                     Err(OpenError::Other(trouble)) => return Err(trouble),
                 }
             }
@@ -144,6 +166,24 @@ impl Sessions {
                 return Err(Trouble::Refused(Refusal::Sessions));
             }
         }
+    }
+
+    /// Runs a command line on a connection of its own, one at a time, and waits for its end:
+    /// for what has to be done though every place may be taken.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub(super) async fn aside(&self, line: String) -> Result<(), Trouble> {
+        let _one = self.aside.lock().await;
+        let connection = self.connector.connect().await?;
+        let session = connection.open(Target::Session).await;
+        if let Ok(mut channel) = session
+            && channel.exec(false, line).await.is_ok()
+        {
+            while channel.wait().await.is_some() {}
+        }
+        connection.disconnect().await;
+        Ok(())
     }
 
     /// Takes a place on a connection.
@@ -171,9 +211,11 @@ impl Sessions {
             book.used
                 .retain(|used| used.connection.life().ended().is_none());
             if book.of(kept).is_none() {
-                // Its sshd may have been configured anew meanwhile.
+                // Its sshd may have been configured anew meanwhile. One that it was
+                // kept in the place of ends with its last session.
                 book.limit = FIRST_LIMIT;
-                book.add(0, kept);
+                book.used.retain(|used| !used.kept);
+                book.add(0, kept, true);
             }
             let limit = book.limit;
             let free = book.used.iter_mut().find(|used| used.busy < limit)?;
@@ -221,7 +263,7 @@ impl Sessions {
         self.with(|book| {
             book.making = false;
             match &made {
-                Ok(connection) => book.add(MAX_CONNECTIONS, connection),
+                Ok(connection) => book.add(MAX_CONNECTIONS, connection, false),
                 Err(_) => book.failed = Some(Instant::now()),
             }
         });

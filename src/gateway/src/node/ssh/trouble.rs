@@ -41,7 +41,10 @@ impl Trouble {
     ) -> NodeError {
         let (node, subject) = (node.clone(), subject.into());
         match self {
-            Self::Link(cause) => NodeError::Link { node, cause },
+            Self::Link(cause) => NodeError::Link {
+                node,
+                cause: Box::new(cause),
+            },
             Self::Refused(refusal) => NodeError::Refused {
                 node,
                 operation,

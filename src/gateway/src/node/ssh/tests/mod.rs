@@ -1,1 +1,7 @@
+//! Against a real sshd.
 
+mod exec;
+mod files;
+mod link;
+mod sessions;
+mod tunnels;
