@@ -1,10 +1,13 @@
 //! Nodes: machines with sshd that become the gateway's by one command.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vendetta::node::{Kvm, LocalNode, try_guest};
-use vendetta_tests::{Agent, BUSYBOX, Gateway, Link, Node, Run, TOOLS, eventually, random_bytes};
+use vendetta_tests::{
+    Agent, BUSYBOX, Gateway, Link, Node, Run, Running, TOOLS, eventually, random_bytes,
+};
 
 /// A gateway whose operator has the lab's key.
 fn gateway(node: &Node) -> Gateway {
@@ -254,26 +257,92 @@ fn what_is_no_node_and_no_address_is_told() {
     assert_eq!(nodes["nodes"][0]["name"], "local");
 }
 
-#[test]
-fn a_password_is_asked_for_once_and_never_seen_again() {
-    let node = Node::builder().no_key().start();
-    let gateway = Gateway::builder().start();
-    let mut session = gateway
+/// `node add n1` on a terminal.
+fn add_on_a_terminal(gateway: &Gateway, node: &Node) -> Running {
+    gateway
         .admin()
         .tool("ssh")
         .args(["-tt", "vendetta@gateway", "node", "add", "n1"])
         .arg(format!("dev@{}", node.address()))
-        .start_on_terminal(24, 120);
-    let asked = session.expect_stdout(0, "assword");
-    let password = node.password("dev");
-    session.send(format!("{password}\r"));
-    session.expect_stdout(asked, "added");
-    let said = session.finish().ok().text();
-    assert!(!said.contains(&password), "{said}");
-    assert!(!gateway.log().contains(&password));
+        .start_on_terminal(24, 120)
+}
+
+#[test]
+fn a_password_is_asked_for_once_and_never_seen_again() {
+    let pam = [
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication yes",
+        "UsePAM yes",
+    ];
+    for lines in [&[][..], &pam] {
+        let node = lines
+            .iter()
+            .fold(Node::builder().no_key(), |node, line| node.sshd_line(line))
+            .start();
+        let gateway = Gateway::builder().start();
+        let mut session = add_on_a_terminal(&gateway, &node);
+        let asked = session.expect_stdout(0, "assword");
+        let password = node.password("dev");
+        session.send(format!("{password}\r"));
+        session.expect_stdout(asked, "added");
+        let said = session.finish().ok().text();
+        assert!(!said.contains(&password), "{said}");
+        assert!(!gateway.log().contains(&password));
+        becomes(&gateway, "n1", "up");
+        // The key is there now, and nobody is asked again.
+        gateway.control("node test n1").ok();
+    }
+}
+
+#[test]
+fn a_mistyped_password_may_be_typed_again_and_nothing_is_left_of_one_that_is_wrong() {
+    let node = Node::builder().no_key().start();
+    let gateway = Gateway::builder().start();
+    let mut session = add_on_a_terminal(&gateway, &node);
+    let mut seen = 0;
+    for typed in ["wrong\r", "de\x15dev-passwort\x7fd\r"] {
+        seen = session.expect_stdout(seen, "assword");
+        session.send(typed);
+    }
+    session.expect_stdout(seen, "added");
+    session.finish().ok();
+    gateway.control("node remove n1 --yes").ok();
+
+    let mut session = add_on_a_terminal(&gateway, &node);
+    let mut seen = 0;
+    for _ in 0..3 {
+        seen = session.expect_stdout(seen, "assword");
+        session.send("wrong\r");
+    }
+    let said = session.finish().exits(5).text();
+    assert!(said.contains("a password: wrong"), "{said}");
+    let _ = gateway.control("node status n1").finish().exits(3);
+    // Ctrl-C ends the question.
+    let mut session = add_on_a_terminal(&gateway, &node);
+    session.expect_stdout(0, "assword");
+    session.send("\x03");
+    session.finish().exits(5);
+}
+
+#[test]
+fn an_sshd_that_allows_few_tries_is_asked_over_more_connections() {
+    let node = Node::builder().sshd_line("MaxAuthTries 2").start();
+    let gateway = Gateway::builder().start();
+    let keys: Vec<PathBuf> = (0..6)
+        .map(|n| {
+            gateway
+                .admin()
+                .generate_key(&format!("other{n}"), "ed25519")
+        })
+        .chain([node.user_key()])
+        .collect();
+    let agent = Agent::with(&keys);
+    let run = gateway.front().env("SSH_AUTH_SOCK", agent.socket());
+    run.env("IDENTITY_AGENT", agent.socket())
+        .args(["-A", "node", "add", "n1"])
+        .arg(format!("dev@{}", node.address()))
+        .ok();
     becomes(&gateway, "n1", "up");
-    // The key is there now, and nobody is asked again.
-    gateway.control("node test n1").ok();
 }
 
 #[test]

@@ -9,10 +9,12 @@
 //!                    └─ files: script
 //! ```
 
+mod authorized_keys;
 mod callbacks;
 mod capture;
 mod connection;
 mod dialogue;
+mod door;
 mod enroll;
 mod files;
 mod handshake;
@@ -52,7 +54,8 @@ use sessions::Sessions;
 use stream::LinkStream;
 use trouble::{Trouble, io_error};
 
-pub use enroll::{Demand, EnrollError, Enrolled, Operator, Way, Ways, enroll, remove_key};
+pub use authorized_keys::remove_key;
+pub use enroll::{Demand, EnrollError, Enrolled, Operator, Way, Ways, enroll};
 pub use handshake::Address;
 pub use link::LinkState;
 
