@@ -315,7 +315,7 @@ fn a_mistyped_password_may_be_typed_again_and_nothing_is_left_of_one_that_is_wro
         session.send("wrong\r");
     }
     let said = session.finish().exits(5).text();
-    assert!(said.contains("a password: wrong"), "{said}");
+    assert!(said.contains("a password: not accepted"), "{said}");
     let _ = gateway.control("node status n1").finish().exits(3);
     // Ctrl-C ends the question.
     let mut session = add_on_a_terminal(&gateway, &node);

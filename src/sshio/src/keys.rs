@@ -154,6 +154,13 @@ impl PrivateKey {
             .map_err(KeyError::Make)
     }
 
+    /// Reads a private key in any of the forms that ssh-keygen(1) has written
+    /// since; none when it is not one, or has a passphrase.
+    #[must_use]
+    pub fn without_passphrase(text: &str) -> Option<Self> {
+        russh::keys::decode_secret_key(text, None).ok().map(Self)
+    }
+
     /// The key as OpenSSH PEM: a secret, for a file of mode 0600.
     ///
     /// # Errors

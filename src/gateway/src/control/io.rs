@@ -9,12 +9,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::inventory::ByteStream;
+use crate::inventory::{AgentAccess, Secret};
 
 /// Bytes that a user may type ahead of a running command; a tty keeps as much.
 const MAX_TYPE_AHEAD: usize = 4096;
@@ -37,17 +36,6 @@ pub struct TerminalSize {
     pub rows: u16,
 }
 
-/// The ssh-agent of a client that forwards it (`ssh -A`).
-#[async_trait]
-pub trait ForwardedAgent: Send + Sync {
-    /// A new connection to it, which speaks the agent protocol
-    /// (draft-ietf-sshm-ssh-agent).
-    ///
-    /// # Errors
-    /// When the client does not open one.
-    async fn connect(&self) -> io::Result<Box<dyn ByteStream>>;
-}
-
 /// The streams of one client session.
 pub struct Io {
     /// What the client sends.
@@ -59,7 +47,7 @@ pub struct Io {
     /// The terminal's size as it changes; some when the client has a pty.
     pub terminal: Option<watch::Receiver<TerminalSize>>,
     /// The client's agent; some when it forwards one.
-    pub agent: Option<Arc<dyn ForwardedAgent>>,
+    pub agent: Option<Arc<dyn AgentAccess>>,
 }
 
 impl std::fmt::Debug for Io {
@@ -127,16 +115,13 @@ impl Console {
     }
 
     /// The client's agent, when it forwards one.
-    pub(super) fn agent(&self) -> Option<Arc<dyn ForwardedAgent>> {
+    pub(super) fn agent(&self) -> Option<Arc<dyn AgentAccess>> {
         self.io.agent.clone()
     }
 
     /// Asks for something that is not shown while it is typed; none when the
     /// user gives up (Ctrl-C, Ctrl-D, the end of input) or has no terminal.
-    pub(super) async fn ask_secret(
-        &mut self,
-        prompt: &str,
-    ) -> io::Result<Option<Zeroizing<String>>> {
+    pub(super) async fn ask_secret(&mut self, prompt: &str) -> io::Result<Option<Secret>> {
         if !self.is_terminal() {
             return Ok(None);
         }
@@ -159,7 +144,7 @@ impl Console {
         };
         self.out("\n").await?;
         let text = secret.map(|typed| String::from_utf8_lossy(&typed).into_owned());
-        Ok(text.map(Zeroizing::new))
+        Ok(text.map(Secret::new))
     }
 
     /// The terminal's size as it changes.

@@ -44,8 +44,8 @@ use io::Console;
 use prompt::Next;
 use words::Parsed;
 
-pub use crate::inventory::ByteStream;
-pub use io::{ForwardedAgent, Io, TerminalSize};
+pub use crate::inventory::{AgentAccess, ByteStream};
+pub use io::{Io, TerminalSize};
 
 /// Who asks, and what their session brought along.
 #[derive(Debug, Clone)]

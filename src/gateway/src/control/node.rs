@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use vendetta_proto::NodeName;
 
 use super::command::{Done, Session};
-use super::dialog::Dialog;
+use super::dialog::with_caller;
 use super::failure::Failure;
 use super::node_view;
 use super::progress::{result_line, watch};
@@ -210,11 +210,11 @@ pub(super) async fn add(
             printable(&new.address.to_string())
         ))
         .await?;
-    let mut dialog = Dialog::new(session);
-    let reached = inventory
-        .reach(permit, new, &mut dialog)
-        .await
-        .map_err(failed)?;
+    let reached = with_caller(session, async |caller| {
+        inventory.reach(permit, new, caller).await
+    })
+    .await
+    .map_err(failed)?;
     session
         .note(&format!(
             "Logged in with {}. Host key pinned: {}\n",

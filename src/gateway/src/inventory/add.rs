@@ -11,7 +11,8 @@ use vendetta_sshio::keys::PublicKey;
 use super::{Address, Inventory, InventoryError, Node, Place, SSH_PORT};
 use crate::access::{Authorized, Gateway};
 use crate::events::Happening;
-use crate::node::ssh::{self, Demand, Enrolled, Operator, SshNode, Ways};
+use crate::node::enroll::{self, AgentAccess, AskPassword, Enrolled, enroll};
+use crate::node::ssh::{self, SshNode};
 use crate::node::{NodeError, NodeTransport, Probe};
 use crate::store::NodeRow;
 use crate::workspace::ProgressSink;
@@ -56,6 +57,24 @@ impl Reached {
     }
 }
 
+/// The operator of the gateway.
+#[derive(Debug, Clone, Default)]
+pub struct Operator {
+    /// Login name; also the default one on new nodes.
+    pub user: String,
+    /// What may open a new node.
+    pub has: enroll::Operator,
+}
+
+/// What the one who adds a node has that may open it.
+#[derive(Debug, Default)]
+pub struct Caller {
+    /// Their agent, when they forward it.
+    pub agent: Option<Arc<dyn AgentAccess>>,
+    /// Asks them for a password, when somebody is there to be asked.
+    pub password: Option<Arc<dyn AskPassword>>,
+}
+
 /// What the operator has, who is the user that this process runs as:
 /// `$HOME/.ssh` and `$SSH_AUTH_SOCK`.
 #[must_use]
@@ -65,15 +84,12 @@ pub fn operator() -> Operator {
     let home = std::env::var_os("HOME")
         .map(PathBuf::from)
         .or_else(|| user.as_ref().map(|user| user.dir.clone()));
-    let keys = home.map(|home| {
-        ["id_ed25519", "id_ecdsa", "id_rsa"]
-            .map(|name| home.join(".ssh").join(name))
-            .to_vec()
-    });
     Operator {
         user: user.map_or_else(|| "root".to_owned(), |user| user.name),
-        keys: keys.unwrap_or_default(),
-        agent: std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from),
+        has: enroll::Operator {
+            home,
+            agent: std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from),
+        },
     }
 }
 
@@ -133,7 +149,7 @@ impl Inventory {
         &self,
         _permit: &Authorized<Gateway>,
         new: NewNode,
-        ways: &mut dyn Ways,
+        caller: Caller,
     ) -> Result<Reached, InventoryError> {
         if new.name.as_str() == NodeName::LOCAL {
             return Err(InventoryError::Local("be added"));
@@ -161,11 +177,8 @@ impl Inventory {
         }
         // A machine that has moved proves the same key.
         let pinned = known.map(|row| row.host_key);
-        let demand = match (&new.host_key, pinned) {
-            (Some(fingerprint), _) => Demand::Fingerprint(fingerprint.clone()),
-            (None, Some(key)) => Demand::Key(key),
-            (None, None) => Demand::Any,
-        };
+        let host_key = new.host_key.clone();
+        let host_key = host_key.or_else(|| pinned.map(|key| key.fingerprint()));
         let address = ssh::Address {
             user,
             host: new.address.host.clone(),
@@ -173,14 +186,17 @@ impl Inventory {
             jump: self.transport_to(new.jump.as_ref())?,
         };
         let settings = &self.0.settings;
-        let enrolled = ssh::enroll(
-            &address,
-            demand,
-            &settings.node_key,
-            &settings.operator,
-            ways,
-        )
-        .await?;
+        let request = enroll::Request {
+            address: address.clone(),
+            host_key,
+        };
+        let ways = enroll::Ways {
+            node_key: settings.node_key.clone(),
+            operator: settings.operator.has.clone(),
+            caller_agent: caller.agent,
+            password: caller.password,
+        };
+        let enrolled = enroll(request, ways).await?;
         Ok(Reached {
             new,
             address,

@@ -1,7 +1,7 @@
 //! Why something with the nodes did not work.
 
 use crate::node::NodeError;
-use crate::node::ssh::EnrollError;
+use crate::node::enroll::EnrollError;
 use crate::store::StoreError;
 use crate::workspace::ErrorKind;
 

@@ -23,9 +23,9 @@ use vendetta_proto::NodeName;
 use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
-pub use crate::node::ssh::{Operator, Ways};
+pub use crate::node::enroll::{AgentAccess, AskPassword, Secret};
 pub use crate::node::{ByteStream, Kvm, Probe};
-pub use add::{NewNode, Reached, operator};
+pub use add::{Caller, NewNode, Operator, Reached, operator};
 pub use address::{Address, InvalidAddress, SSH_PORT};
 pub use error::InventoryError;
 pub use health::{Engine, Health, NodeState, Trouble};
@@ -33,7 +33,8 @@ pub use node::{Node, Place};
 
 use crate::access::{Authorized, Gateway};
 use crate::events::{Events, Happening};
-use crate::node::ssh::{self, SshNode};
+use crate::node::enroll;
+use crate::node::ssh::SshNode;
 use crate::node::{LocalNode, NodeTransport};
 use crate::provider::{Docker, Host, Providers};
 use crate::store::{NodeRow, Store};
@@ -182,7 +183,7 @@ impl Inventory {
     }
 
     async fn take_key_back(&self, node: &SshNode) -> bool {
-        let removed = ssh::remove_key(node, &self.node_key()).await;
+        let removed = enroll::withdraw(node, &self.node_key()).await;
         if let Err(error) = &removed {
             tracing::warn!(%error, "the node keeps the gateway's key in its authorized_keys");
         }

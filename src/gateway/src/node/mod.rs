@@ -4,6 +4,7 @@
 //! not know whether the node is the gateway's own machine or one behind SSH.
 //! Every call is bounded by a time limit and safe to repeat.
 
+pub mod enroll;
 mod error;
 mod local;
 mod probe;

@@ -111,10 +111,16 @@ impl Sshd {
             .unwrap();
         self.process = Some(child);
         let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(Instant::now() < deadline, "{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let wait_for = |words: &str| {
+            while !self.log().contains(words) {
+                assert!(Instant::now() < deadline, "{}", self.log());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        wait_for("Server listening");
+        // The look is in the log once, and before anything else.
+        drop(TcpStream::connect(("127.0.0.1", self.port)).unwrap());
+        wait_for("Connection from");
     }
 
     pub fn log(&self) -> String {
@@ -189,6 +195,84 @@ impl Sshd {
             state_dir: self.dir().join("state"),
         };
         SshNode::new(settings, TaskTracker::new(), &CancellationToken::new())
+    }
+}
+
+/// An account that exists for one sshd only: it runs in a mount namespace of its own,
+/// with its own passwd, shadow and group.
+pub(super) struct Account {
+    dir: tempfile::TempDir,
+}
+
+impl Account {
+    pub const NAME: &str = "newcomer";
+    pub const PASSWORD: &str = "open sesame";
+    /// `openssl passwd -6 -salt abcdefgh 'open sesame'`
+    const HASH: &str = "$6$abcdefgh$CkjGkP7IIgZVUCNlt.Vi53LOYJLXZ5KzdpzEYCj01XGruA1hxZYJqccTU2zz68oJwAGsd1iPty5F7dHIatUTy/";
+    const ID: u32 = 61_234;
+
+    /// None when we are not root.
+    pub fn new() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            return None;
+        }
+        let dir = tempfile::Builder::new().prefix("home-").tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let account = Self { dir };
+        let (name, id, home) = (Self::NAME, Self::ID, account.home());
+        fs::create_dir(&home).unwrap();
+        account.give(&home);
+        let append = |file: &str, line: String| {
+            let old = fs::read_to_string(format!("/etc/{file}")).unwrap();
+            fs::write(account.file(file), format!("{old}{line}\n")).unwrap();
+        };
+        append(
+            "passwd",
+            format!("{name}:x:{id}:{id}::{}:/bin/bash", home.display()),
+        );
+        append(
+            "shadow",
+            format!("{name}:{}:19000:0:99999:7:::", Self::HASH),
+        );
+        append("group", format!("{name}:x:{id}:"));
+        Some(account)
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.file("home")
+    }
+
+    pub fn authorized_keys(&self) -> PathBuf {
+        self.home().join(".ssh/authorized_keys")
+    }
+
+    /// Makes the account the owner of a file.
+    pub fn give(&self, path: &Path) {
+        std::os::unix::fs::lchown(path, Some(Self::ID), Some(Self::ID)).unwrap();
+    }
+
+    /// Makes the account a member of a new group.
+    pub fn join(&self, group: &str, id: u32) {
+        let old = fs::read_to_string(self.file("group")).unwrap();
+        let line = format!("{group}:x:{id}:{}\n", Self::NAME);
+        fs::write(self.file("group"), old + &line).unwrap();
+    }
+
+    /// An sshd on which the account can log in; it reads the account's own authorized_keys.
+    pub fn sshd(&self, config: &str) -> Sshd {
+        let mounts: String = ["passwd", "shadow", "group"]
+            .map(|file| format!("mount --bind {} /etc/{file} && ", self.file(file).display()))
+            .concat();
+        let script = format!("{mounts} exec \"$@\"");
+        let wrapper = ["unshare", "--mount", "sh", "-c", &script, "sh"].map(str::to_owned);
+        let config = format!("{config}\nAuthorizedKeysFile .ssh/authorized_keys");
+        let mut sshd = Sshd::start_within(&config, wrapper.to_vec());
+        sshd.user = Self::NAME.to_owned();
+        sshd
     }
 }
 

@@ -16,7 +16,7 @@ use super::attach;
 use super::environment::{Environment, LinkError, stderr_line};
 use super::handler::Shared;
 use super::route::nearest;
-use crate::control::{ByteStream, Caller, Control, ForwardedAgent, Io, Outcome, TerminalSize};
+use crate::control::{AgentAccess, ByteStream, Caller, Control, Io, Outcome, TerminalSize};
 
 /// How long a client may take to say what it wants of a session that fails,
 /// and to close one that has ended.
@@ -261,9 +261,15 @@ async fn started(
 /// The agent of a client that forwards it (OpenSSH PROTOCOL.agent).
 struct ClientAgent(server::Handle);
 
+impl std::fmt::Debug for ClientAgent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClientAgent")
+    }
+}
+
 #[async_trait]
-impl ForwardedAgent for ClientAgent {
-    async fn connect(&self) -> io::Result<Box<dyn ByteStream>> {
+impl AgentAccess for ClientAgent {
+    async fn open(&self) -> io::Result<Box<dyn ByteStream>> {
         let channel = self.0.channel_open_agent().await;
         Ok(Box::new(channel.map_err(io::Error::other)?.into_stream()))
     }

@@ -194,7 +194,7 @@ impl Connection {
     }
 
     /// Ends it, with all its channels.
-    pub(super) async fn disconnect(&self) {
+    pub(in super::super) async fn disconnect(&self) {
         let bye = self.handle.disconnect(
             Disconnect::ByApplication,
             "the gateway no longer needs it",

@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::super::{MAX_OUTPUT, Output};
 use super::run::Job;
-use super::trouble::{Trouble, io_error};
-use super::{SshNode, quote, script};
+use super::trouble::Trouble;
+use super::{SshNode, script};
 
 /// Time limit of a script, on top of what its input takes.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -34,22 +34,15 @@ fn argument(path: &Path) -> Result<&[u8], Trouble> {
 
 impl SshNode {
     /// Runs a script with arguments and input.
-    pub(super) async fn script(
+    pub(in super::super) async fn script(
         &self,
         body: &str,
         arguments: &[&[u8]],
         stdin: Bytes,
     ) -> Result<Output, Trouble> {
-        let mut text = b"set --".to_vec();
-        for argument in arguments {
-            text.push(b' ');
-            text.extend_from_slice(&quote::word(argument));
-        }
-        text.extend_from_slice(script::COMMON.as_bytes());
-        text.extend_from_slice(body.as_bytes());
         let transfer = Duration::from_secs(stdin.len() as u64 / SLOWEST);
         let job = Job {
-            script: text,
+            script: script::of_files(body, arguments),
             stdin,
             limit: LIMIT + transfer,
         };
@@ -70,7 +63,7 @@ impl SshNode {
         match output.status {
             Some(0) => Ok(Some(output.stdout)),
             Some(script::ABSENT) => Ok(None),
-            status => Err(Trouble::Io(failure(status, &output.stderr))),
+            status => Err(Trouble::Io(script::failure(status, &output.stderr))),
         }
     }
 
@@ -127,17 +120,6 @@ impl SshNode {
     }
 }
 
-/// What a script that did not do its work said.
-fn failure(status: Option<i32>, stderr: &[u8]) -> io::Error {
-    let text = String::from_utf8_lossy(stderr);
-    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
-    match (lines.next(), status) {
-        (Some(line), _) => io_error(line.trim()),
-        (None, Some(status)) => io::Error::other(format!("exit status {status}")),
-        (None, None) => io::Error::other("ended by a signal"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,17 +129,5 @@ mod tests {
         assert_eq!(argument(Path::new("/a/b//")).unwrap(), b"/a/b");
         assert_eq!(argument(Path::new("/")).unwrap(), b"/");
         assert!(argument(Path::new("a")).is_err());
-    }
-
-    #[test]
-    fn what_a_program_says_is_told_with_its_kind() {
-        let full = failure(Some(1), b"\ncat: write error: No space left on device\n");
-        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-        assert_eq!(
-            full.to_string(),
-            "cat: write error: No space left on device"
-        );
-        assert_eq!(failure(Some(7), b"").to_string(), "exit status 7");
-        assert_eq!(failure(None, b" \n").to_string(), "ended by a signal");
     }
 }

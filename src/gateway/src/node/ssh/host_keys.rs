@@ -17,6 +17,14 @@ pub(in super::super) enum HostKeys {
 }
 
 impl HostKeys {
+    /// Only one with this fingerprint, as people write it: "SHA256:" may be missing,
+    /// and "=" may follow.
+    pub(in super::super) fn demanded(fingerprint: &str) -> Self {
+        let digest = fingerprint.trim().trim_end_matches('=');
+        let digest = digest.strip_prefix("SHA256:").unwrap_or(digest);
+        Self::Demanded(format!("SHA256:{digest}"))
+    }
+
     /// Whether `key` is one of them.
     pub(super) fn accepts(&self, key: &PublicKey) -> bool {
         match self {
@@ -107,7 +115,11 @@ mod tests {
         assert!(HostKeys::First.accepts(&other));
         for keys in [
             HostKeys::Pinned(vec![own.clone()]),
-            HostKeys::Demanded(own.fingerprint()),
+            HostKeys::demanded(&own.fingerprint()),
+            HostKeys::demanded(&format!(
+                " {}=",
+                own.fingerprint().trim_start_matches("SHA256:")
+            )),
         ] {
             assert!(keys.accepts(&own));
             assert!(!keys.accepts(&other));

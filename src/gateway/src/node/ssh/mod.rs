@@ -9,13 +9,10 @@
 //!                    └─ files: script
 //! ```
 
-mod authorized_keys;
 mod callbacks;
 mod capture;
 mod connection;
 mod dialogue;
-mod door;
-mod enroll;
 mod files;
 mod handshake;
 mod host_keys;
@@ -24,7 +21,7 @@ mod link;
 mod policy;
 mod quote;
 mod run;
-mod script;
+pub(super) mod script;
 mod sessions;
 mod stream;
 #[cfg(test)]
@@ -52,12 +49,15 @@ use link::Link;
 use run::Job;
 use sessions::Sessions;
 use stream::LinkStream;
-use trouble::{Trouble, io_error};
+pub(super) use trouble::Trouble;
+use trouble::io_error;
 
-pub use authorized_keys::remove_key;
-pub use enroll::{Demand, EnrollError, Enrolled, Operator, Way, Ways, enroll};
+pub(super) use connection::Connection;
 pub use handshake::Address;
+pub(super) use handshake::{Greeted, greet, log_in};
+pub(super) use host_keys::HostKeys;
 pub use link::LinkState;
+pub(super) use run::run_once;
 
 /// A login older than this may not know the groups that its user is in by now.
 const OLD_LOGIN: Duration = Duration::from_secs(15);
@@ -213,14 +213,9 @@ impl SshNode {
             Some(_) => {}
         }
         let absent = hex::encode(rand::random::<[u8; 12]>());
-        let mut script = b"set --".to_vec();
-        for argument in std::iter::once(&absent).chain(&command.argv) {
-            script.push(b' ');
-            script.extend_from_slice(&quote::word(argument.as_bytes()));
-        }
-        script.extend_from_slice(script::EXEC.as_bytes());
+        let words = std::iter::once(&absent).chain(&command.argv);
         let job = Job {
-            script,
+            script: script::with_arguments(script::EXEC, words.map(String::as_bytes)),
             stdin: Bytes::copy_from_slice(&command.stdin),
             limit: command.time_limit,
         };

@@ -10,8 +10,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::Output;
+use super::super::{Output, Refusal};
 use super::capture::Marker;
+use super::connection::{Connection, OpenError, Target};
 use super::dialogue::Dialogue;
 use super::quote;
 use super::sessions::Sessions;
@@ -23,6 +24,9 @@ const SIGNAL_LIMIT: Duration = Duration::from_millis(500);
 const KILL_LIMIT: Duration = Duration::from_secs(15);
 /// How long the server may take to close a session that is given up.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Time limit of a script on a connection of its own.
+const ONCE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A script for the node's `/bin/sh`.
 pub(super) struct Job {
@@ -125,4 +129,29 @@ async fn kill(sessions: &Sessions, process: u32) {
             "a program on a node could not be killed and may run on"
         );
     }
+}
+
+/// Runs a script without input on a connection that serves nothing else.
+///
+/// # Errors
+/// When there is no session, the time is over, or something else ran in its place.
+pub(in super::super) async fn run_once(
+    connection: &Connection,
+    script: Vec<u8>,
+) -> Result<Output, Trouble> {
+    let marker = Marker::random();
+    let script = [marker.prologue(), script].concat();
+    let line = quote::command_line(&script)
+        .ok_or_else(|| Trouble::invalid("too long for a command line, or a NUL in it"))?;
+    let channel = match connection.open(Target::Session).await {
+        Ok(channel) => channel,
+        Err(OpenError::Refused(..)) => return Err(Trouble::Refused(Refusal::Sessions)),
+        Err(OpenError::Other(trouble)) => return Err(trouble),
+    };
+    let mut dialogue = Dialogue::new(channel, &marker);
+    timeout(ONCE_LIMIT, dialogue.run(line, Bytes::new()))
+        .await
+        .map_err(|_| Trouble::TimedOut(ONCE_LIMIT))?;
+    dialogue.close().await;
+    dialogue.result(connection)
 }

@@ -4,12 +4,17 @@
 //! Paths come as `"$1"` and are absolute. A script that does not do its work
 //! says why on standard error, in the words of strerror(3).
 
+use std::io;
+
+use super::quote;
+use super::trouble::io_error;
+
 /// Exit status: there is no such file.
 pub(super) const ABSENT: i32 = 44;
 
 /// Before every script. `absent PATH` ends with [`ABSENT`] when there is nothing
 /// at PATH, and otherwise says why it cannot be seen.
-pub(super) const COMMON: &str = r#"
+const COMMON: &str = r#"
 LC_ALL=C; export LC_ALL; umask 077
 absent() {
     why=$(ls -d "$1" 2>&1 >/dev/null)
@@ -99,3 +104,50 @@ while read -r _ _ _ flags _ _ _ path; do
 done </proc/net/unix
 echo idle
 "#;
+
+/// `body` with these words for its arguments.
+pub(super) fn with_arguments<'a>(
+    body: &str,
+    arguments: impl IntoIterator<Item = &'a [u8]>,
+) -> Vec<u8> {
+    let mut script = b"set --".to_vec();
+    for argument in arguments {
+        script.push(b' ');
+        script.extend_from_slice(&quote::word(argument));
+    }
+    script.extend_from_slice(body.as_bytes());
+    script
+}
+
+/// A script about files: what it makes is private, and what it says is English.
+pub(in super::super) fn of_files(body: &str, arguments: &[&[u8]]) -> Vec<u8> {
+    with_arguments(&format!("{COMMON}{body}"), arguments.iter().copied())
+}
+
+/// What a script that did not do its work said.
+pub(in super::super) fn failure(status: Option<i32>, stderr: &[u8]) -> io::Error {
+    let text = String::from_utf8_lossy(stderr);
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    match (lines.next(), status) {
+        (Some(line), _) => io_error(line.trim()),
+        (None, Some(status)) => io::Error::other(format!("exit status {status}")),
+        (None, None) => io::Error::other("ended by a signal"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_program_says_is_told_with_its_kind() {
+        let full = failure(Some(1), b"\ncat: write error: No space left on device\n");
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(
+            full.to_string(),
+            "cat: write error: No space left on device"
+        );
+        assert_eq!(failure(Some(7), b"").to_string(), "exit status 7");
+        assert_eq!(failure(None, b" \n").to_string(), "ended by a signal");
+    }
+}

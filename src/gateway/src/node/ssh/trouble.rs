@@ -8,22 +8,20 @@ use vendetta_proto::NodeName;
 use super::super::{LinkError, NodeError, Refusal};
 
 /// What goes wrong on the way to a node.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(in super::super) enum Trouble {
     /// There is no connection.
-    Link(LinkError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
     /// sshd is configured not to allow it.
+    #[error(transparent)]
     Refused(Refusal),
     /// Not done in time.
+    #[error("no answer after {} s", .0.as_secs())]
     TimedOut(Duration),
     /// The node's operating system refused.
+    #[error(transparent)]
     Io(io::Error),
-}
-
-impl From<LinkError> for Trouble {
-    fn from(error: LinkError) -> Self {
-        Self::Link(error)
-    }
 }
 
 impl Trouble {
@@ -32,8 +30,16 @@ impl Trouble {
         Self::Io(io::Error::new(io::ErrorKind::InvalidInput, what))
     }
 
+    /// What to do, where there is something and no node has to be named for it.
+    pub(in super::super) fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.remedy()),
+            Self::Link(_) | Self::TimedOut(_) | Self::Io(_) => None,
+        }
+    }
+
     /// As the failure of `operation` with `subject`.
-    pub(super) fn during(
+    pub(in super::super) fn during(
         self,
         node: &NodeName,
         operation: &'static str,

@@ -1,11 +1,12 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::node::testing::Sshd;
+use crate::node::testing::{Account, Sshd};
 use crate::node::{ByteStream, Command, NodeError, NodeTransport, Refusal};
 
 /// Serves connections that get back what they send, and then the end.
@@ -110,6 +111,42 @@ async fn a_socket_of_somebody_else_is_told_as_a_lack_of_permission() {
     assert!(matches!(error, NodeError::Refused { .. }), "{error}");
     let private = Path::new("/root/x.sock");
     assert!(node.open_unix(private).await.is_err());
+}
+
+#[tokio::test]
+async fn a_user_who_has_joined_the_socket_s_group_needs_no_new_connection_of_ours() {
+    let Some(account) = Account::new() else {
+        return;
+    };
+    let mut sshd = account.sshd("");
+    let path = sshd.dir().join("engine.sock");
+    echo(UnixListener::bind(&path).unwrap());
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660)).unwrap();
+    std::os::unix::fs::chown(&path, None, Some(61_300)).unwrap();
+    let lines = format!("{}\n", sshd.key.public());
+    let file = account.authorized_keys();
+    std::fs::create_dir(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, lines).unwrap();
+    sshd.user = Account::NAME.to_owned();
+    let node = sshd.node("n1");
+    let other = sshd.dir().join("other.sock");
+    echo(UnixListener::bind(&other).unwrap());
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let lasting = node.open_unix(&other).await.unwrap();
+
+    let error = node.open_unix(&path).await.err().unwrap();
+    assert_eq!(
+        error.io_kind(),
+        Some(ErrorKind::PermissionDenied),
+        "{error}"
+    );
+    account.join("engine", 61_300);
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    echoes(node.open_unix(&path).await.unwrap(), 100).await;
+    // What was open stays open.
+    echoes(lasting, 100).await;
+    let run = node.exec(&Command::new(["id", "-Gn"])).await.unwrap();
+    assert_eq!(run.stdout, b"newcomer engine\n");
 }
 
 #[tokio::test]
