@@ -337,3 +337,78 @@ fn exec_and_connect_lead_into_the_workspace() {
     run.expect_stdout(0, "is-42");
     let _ = run.finish().exits(4);
 }
+
+#[test]
+fn an_image_that_is_not_there_is_pulled_and_how_far_it_is_is_told() {
+    let gateway = Gateway::docker();
+    let engine = gateway.engine();
+    // A registry in the engine's own network, for which it needs no TLS. It ends
+    // with the process that we end.
+    let config = gateway.scratch().join("registry.yml");
+    let files = gateway.scratch().join("registry");
+    let settings = format!(
+        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:5001\"}}\n",
+        files.display()
+    );
+    std::fs::write(&config, settings).expect("the registry's configuration");
+    let path = config.display().to_string();
+    let registry = engine
+        .inside(&[
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "docker-registry",
+            "serve",
+            &path,
+        ])
+        .limit(std::time::Duration::MAX)
+        .start();
+    let image = "localhost:5001/fresh:v1";
+    let name = format!("fresh-{}", std::process::id());
+    let fill = "dd if=/dev/urandom of=/big bs=1M count=24";
+    engine
+        .docker(&[
+            "run",
+            "--name",
+            &name,
+            "--network",
+            "none",
+            BUSYBOX,
+            "sh",
+            "-c",
+            fill,
+        ])
+        .ok();
+    engine.docker(&["commit", &name, image]).ok();
+    engine.docker(&["rm", &name]).ok();
+    eventually("the registry takes the image", || {
+        engine
+            .docker(&["push", "--quiet", image])
+            .finish()
+            .status
+            .success()
+    });
+    engine.docker(&["rmi", image]).ok();
+
+    gateway.create("ws", &docker(image));
+    let up = gateway.control("workspace up ws --json").ok().text();
+    let events: Vec<serde_json::Value> = up
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("an object a line"))
+        .collect();
+    let of = |kind: &'static str| events.iter().filter(move |event| event["event"] == kind);
+    let transferred = of("transfer")
+        .filter_map(|event| event["done"].as_u64())
+        .max();
+    assert!(transferred.is_some_and(|bytes| bytes > 1 << 20), "{up}");
+    assert!(
+        of("finished").any(|event| event["step"]
+            .as_str()
+            .is_some_and(|step| step.contains("pull"))),
+        "{up}"
+    );
+    assert_eq!(gateway.exec("ws", "ls /big").ok().text(), "/big");
+    gateway.control("workspace destroy ws --yes").ok();
+    engine.docker(&["rmi", image]).ok();
+    drop(registry);
+}
