@@ -355,6 +355,14 @@ async fn remove(
             "destroy them first (ssh vendetta workspace list), or forget them: ssh vendetta node remove {name} --force"
         )));
     }
+    // Before anything is forgotten.
+    let behind = workspaces.inventory().behind(&name);
+    if let Some(first) = behind.first() {
+        let names: Vec<&str> = behind.iter().map(|name| name.as_str()).collect();
+        let problem = format!("it is on the way to {}", names.join(", "));
+        return Err(Failure::new(ErrorKind::Conflict, subject, problem)
+            .remedy(format!("ssh vendetta node remove {first}")));
+    }
     session.confirm(yes, &subject, &question).await?;
     let forgotten = if force {
         workspaces.forget_all_on(&permit, &node).await

@@ -152,6 +152,16 @@ impl Inventory {
         self.0.settings.node_key.public()
     }
 
+    /// The nodes that are reached through this one.
+    #[must_use]
+    pub fn behind(&self, name: &NodeName) -> Vec<NodeName> {
+        let through = |node: &Arc<Node>| {
+            let row = node.place().row.clone()?;
+            (row.jump.as_ref() == Some(name)).then_some(row.name)
+        };
+        self.list().iter().filter_map(through).collect()
+    }
+
     /// Removes a node from the inventory. What is on it stays, but for the
     /// gateway's key in its authorized_keys, which is removed when the node
     /// can be reached; says whether it was.

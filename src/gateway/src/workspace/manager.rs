@@ -143,7 +143,7 @@ impl Workspaces {
             let shutdown = watched.cancel.clone();
             let watching = async {
                 while let Some(node) = nodes.recv().await {
-                    for kind in watched.watched(&node) {
+                    for kind in node.place().providers.keys().copied() {
                         let watch = supervise(Arc::clone(&watched), Arc::clone(&node), kind);
                         watched.tracker.spawn(watch);
                     }

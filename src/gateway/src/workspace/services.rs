@@ -99,18 +99,14 @@ impl Services {
         entries
     }
 
-    /// The providers of a node that may have anything of ours.
-    pub(super) fn watched(&self, node: &Node) -> Vec<ProviderKind> {
-        let place = node.place();
-        let used = |kind| {
+    /// Whether a provider of a node may have anything of ours.
+    pub(super) fn may_have_ours(&self, node: &Node, kind: ProviderKind) -> bool {
+        let used = || {
             self.on(node)
                 .iter()
                 .any(|entry| entry.spec.provider == kind)
         };
-        let kinds = place.providers.keys().copied();
-        kinds
-            .filter(|kind| *kind != ProviderKind::Host || place.allow_host || used(*kind))
-            .collect()
+        kind != ProviderKind::Host || node.place().allow_host || used()
     }
 
     /// Gives a workspace its actor.

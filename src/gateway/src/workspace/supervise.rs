@@ -26,7 +26,9 @@ pub(super) async fn supervise(services: Arc<Services>, node: Arc<Node>, kind: Pr
     let watching = async {
         let mut pause = Duration::from_secs(1);
         loop {
-            if let Some(provider) = node.place().providers.get(&kind).cloned() {
+            if services.may_have_ours(&node, kind)
+                && let Some(provider) = node.place().providers.get(&kind).cloned()
+            {
                 let watched = watch(&services, &node, provider.as_ref(), &mut pause).await;
                 if let Err(error) = watched {
                     tracing::debug!(node = %node.name(), provider = %kind, %error, "watching");
