@@ -200,8 +200,8 @@ async fn a_program_has_a_small_environment_and_what_it_leaves_running_lives_on()
 async fn the_architecture_is_asked_once() {
     let sshd = Sshd::start("");
     let node = sshd.node("n1");
-    assert_eq!(node.arch().await.unwrap().as_str(), std::env::consts::ARCH);
-    let started = Instant::now();
-    node.arch().await.unwrap();
-    assert!(started.elapsed() < Duration::from_millis(2));
+    for _ in 0..3 {
+        assert_eq!(node.arch().await.unwrap().as_str(), std::env::consts::ARCH);
+    }
+    assert_eq!(sshd.log().matches("Starting session").count(), 1);
 }
