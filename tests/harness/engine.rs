@@ -95,35 +95,7 @@ impl Engine {
     /// Names of the containers and volumes that carry `label` (`key` or `key=value`), sorted.
     #[must_use]
     pub fn labelled(&self, label: &str) -> Vec<String> {
-        let filter = format!("label={label}");
-        let containers = self
-            .docker(&[
-                "ps",
-                "--all",
-                "--filter",
-                &filter,
-                "--format",
-                "container {{.Names}}",
-            ])
-            .ok();
-        let volumes = self
-            .docker(&[
-                "volume",
-                "ls",
-                "--filter",
-                &filter,
-                "--format",
-                "volume {{.Name}}",
-            ])
-            .ok();
-        let mut names: Vec<String> = containers
-            .text()
-            .lines()
-            .chain(volumes.text().lines())
-            .map(str::to_owned)
-            .collect();
-        names.sort();
-        names
+        labelled(|args| self.docker(args), label)
     }
 
     /// Removes all containers and volumes that carry `label`.
@@ -138,4 +110,19 @@ impl Engine {
             }
         }
     }
+}
+
+/// Names of the containers and volumes that carry `label` at the engine that `docker` asks.
+pub(crate) fn labelled(docker: impl Fn(&[&str]) -> Run, label: &str) -> Vec<String> {
+    let filter = format!("label={label}");
+    let list = |args: &[&str], format| {
+        let list = docker(args).args(["--filter", &filter, "--format", format]);
+        list.ok().text()
+    };
+    let containers = list(&["ps", "--all"], "container {{.Names}}");
+    let volumes = list(&["volume", "ls"], "volume {{.Name}}");
+    let names = containers.lines().chain(volumes.lines());
+    let mut names: Vec<String> = names.map(str::to_owned).collect();
+    names.sort();
+    names
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::engine::labelled;
 use crate::run::fixture;
 use crate::{PATIENCE, Run, Running};
 
@@ -305,6 +306,13 @@ impl Node {
     #[must_use]
     pub fn docker(&self, args: &[&str]) -> Run {
         self.run(&["docker"]).args(args)
+    }
+
+    /// Names of the containers and volumes of its engine that carry `label` (`key`
+    /// or `key=value`), sorted.
+    #[must_use]
+    pub fn labelled(&self, label: &str) -> Vec<String> {
+        labelled(|args| self.docker(args), label)
     }
 
     /// `ssh USER@ADDRESS` by OpenSSH with the operator's key, whatever the host key

@@ -129,6 +129,24 @@ impl Run {
         self
     }
 
+    /// What a shell has to be told to run it, with the environment variables set for it.
+    #[must_use]
+    pub fn shell_line(&self) -> String {
+        let quoted = |word: &OsStr| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''"));
+        let variables = self.command.get_envs().filter_map(|(name, value)| {
+            let mut variable = name.to_owned();
+            variable.push("=");
+            variable.push(value?);
+            Some(quoted(&variable))
+        });
+        let program = std::iter::once(self.command.get_program());
+        let words = program.chain(self.command.get_args()).map(quoted);
+        let line = std::iter::once("env".to_owned())
+            .chain(variables)
+            .chain(words);
+        line.collect::<Vec<_>>().join(" ")
+    }
+
     /// Runs it to its end.
     ///
     /// # Panics

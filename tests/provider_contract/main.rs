@@ -1,10 +1,12 @@
 //! What every provider must do, run against the real engines and the real agent.
 //!
-//! A scenario knows nothing of the provider it is run with. A new provider joins
-//! with a constructor of [`Subject`] and a line in [`contract`]'s use below; what
-//! only one provider can do wrong is in a module of its own.
+//! A scenario knows nothing of the provider it is run with, nor whether its node is
+//! this machine or one behind ssh, near or far. A new provider joins with a
+//! constructor of [`Subject`] and a word in [`contract`]'s use below; what only one
+//! provider can do wrong is in a module of its own.
 
 mod docker;
+mod machine;
 mod scenarios;
 mod subject;
 
@@ -34,7 +36,7 @@ macro_rules! contract {
 mod of {
     use super::Subject;
 
-    contract!(docker, host: {
+    contract!(docker, host, docker_on_node, host_on_node: {
         what_does_not_exist_is_absent_and_its_removal_is_no_error,
         what_was_made_twice_is_there_once_and_answers,
         what_was_stopped_starts_again_with_its_disk,
@@ -48,5 +50,11 @@ mod of {
         calls_at_once_make_one_environment,
         work_cut_off_anywhere_is_done_again,
         an_agent_survives_the_provider_that_started_it,
+    });
+
+    contract!(docker_far_away, host_far_away: {
+        what_was_made_twice_is_there_once_and_answers,
+        what_ends_by_itself_is_reported,
+        destroyed_while_running_leaves_nothing,
     });
 }

@@ -2,100 +2,130 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vendetta::node::{LocalNode, NodeTransport};
+use vendetta::node::NodeTransport;
 use vendetta::provider::{
     Context, Docker, Endpoint, Environment, Host, Placement, Provider, run_dir,
 };
 use vendetta::workspace::{ProgressSink, WorkspaceId};
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
-use vendetta_proto::spec::{DockerConfig, ProjectConfig};
+use vendetta_proto::spec::{DockerConfig, ProjectConfig, ProviderKind};
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{Engine, Gateway, Run, TOOLS};
+use vendetta_tests::{Engine, Node, PATIENCE, Run, TOOLS};
+
+use crate::machine::{Machine, USER};
 
 /// A provider with a node of its own.
 pub struct Subject {
     dir: TempDir,
+    pub machine: Machine,
     pub node: Arc<dyn NodeTransport>,
     pub provider: Arc<dyn Provider>,
     /// The same engine for another gateway.
     pub stranger: Arc<dyn Provider>,
     config: ProjectConfig,
-    engine: Option<Arc<Engine>>,
+    agent: PathBuf,
+    /// Who the agent is.
+    user: &'static str,
     gateway_id: String,
     host_key: PrivateKey,
-    make: Make,
+    life: Life,
 }
 
-type Make = Box<dyn Fn(Arc<dyn NodeTransport>, String) -> Arc<dyn Provider> + Send + Sync>;
-
-/// The engine's socket: that of `VENDETTA_TEST_DOCKER_SOCKET`, else of an engine of our own.
-fn docker_socket() -> (Option<Arc<Engine>>, PathBuf) {
-    match std::env::var_os("VENDETTA_TEST_DOCKER_SOCKET") {
-        Some(socket) => (None, socket.into()),
-        None => {
-            let engine = Engine::shared();
-            let socket = engine.socket();
-            (Some(engine), socket)
-        }
-    }
+/// The tasks of a subject, and their end.
+#[derive(Default)]
+pub struct Life {
+    pub tasks: TaskTracker,
+    pub cancel: CancellationToken,
 }
 
 impl Subject {
     pub fn docker() -> Self {
-        let (engine, socket) = docker_socket();
-        let config = ProjectConfig {
-            docker: Some(DockerConfig {
-                image: TOOLS.to_owned(),
-            }),
-            ..ProjectConfig::default()
-        };
-        let make = move |node, gateway| -> Arc<dyn Provider> {
-            let tracker = TaskTracker::new();
-            Arc::new(Docker::new(node, socket.clone(), gateway, tracker))
-        };
-        Self::new(config, engine, Box::new(make))
+        Self::new(ProviderKind::Docker, Machine::Own(Some(Engine::shared())))
     }
 
     pub fn host() -> Self {
-        let make = |node, gateway| -> Arc<dyn Provider> { Arc::new(Host::new(node, gateway)) };
-        Self::new(ProjectConfig::default(), None, Box::new(make))
+        Self::new(ProviderKind::Host, Machine::Own(None))
     }
 
-    fn new(config: ProjectConfig, engine: Option<Arc<Engine>>, make: Make) -> Self {
+    pub fn docker_on_node() -> Self {
+        Self::new(ProviderKind::Docker, Machine::Lab(Node::with_docker()))
+    }
+
+    pub fn host_on_node() -> Self {
+        Self::new(ProviderKind::Host, Machine::Lab(Node::start()))
+    }
+
+    /// On a node to which a packet takes 50 ms, and as long back.
+    pub fn docker_far_away() -> Self {
+        Self::docker_on_node().far_away()
+    }
+
+    /// On a node to which a packet takes 50 ms, and as long back.
+    pub fn host_far_away() -> Self {
+        Self::host_on_node().far_away()
+    }
+
+    fn far_away(self) -> Self {
+        if let Machine::Lab(node) = &self.machine {
+            node.delay(Duration::from_millis(50));
+        }
+        self
+    }
+
+    fn new(kind: ProviderKind, machine: Machine) -> Self {
         // Not in target: unix socket paths must stay short.
         let dir = tempfile::Builder::new()
             .prefix("vendetta-p-")
             .tempdir_in("/tmp")
             .unwrap();
-        let node: Arc<dyn NodeTransport> = Arc::new(LocalNode::new(dir.path().join("state")));
+        let life = Life::default();
         let gateway_id = WorkspaceId::random().to_string();
+        let node = machine.transport(&dir, &gateway_id, &life);
         Run::new("ssh-keygen")
             .args(["-q", "-t", "ed25519", "-N", "", "-f"])
             .arg(dir.path().join("key"))
             .ok();
+        let mut config = ProjectConfig::default();
+        if kind == ProviderKind::Docker {
+            let image = TOOLS.to_owned();
+            config.docker = Some(DockerConfig { image });
+        }
+        let make = |gateway: String| make(kind, &machine, &node, gateway, &life);
         Self {
-            provider: make(Arc::clone(&node), gateway_id.clone()),
-            stranger: make(Arc::clone(&node), format!("{gateway_id}-stranger")),
-            make,
+            provider: make(gateway_id.clone()),
+            stranger: make(format!("{gateway_id}-stranger")),
+            agent: machine.agent(),
+            user: match (&machine, kind) {
+                (Machine::Lab(_), ProviderKind::Host) => USER,
+                _ => "root",
+            },
+            machine,
             dir,
             node,
             config,
-            engine,
             gateway_id,
             host_key: PrivateKey::generate_ed25519("test").unwrap(),
+            life,
         }
     }
 
     /// The same provider as another process of the same gateway would make it.
     pub fn heir(&self) -> Arc<dyn Provider> {
-        (self.make)(Arc::clone(&self.node), self.gateway_id.clone())
+        make(
+            self.provider.kind(),
+            &self.machine,
+            &self.node,
+            self.gateway_id.clone(),
+            &self.life,
+        )
     }
 
     /// An environment that may be made.
@@ -111,7 +141,7 @@ impl Subject {
             name: "web".parse().unwrap(),
             generation: 1,
             config,
-            agent: Gateway::binary("vendetta-agent"),
+            agent: self.agent.clone(),
         }
     }
 
@@ -153,30 +183,36 @@ impl Subject {
         placement
     }
 
-    /// Waits until the agent answers.
+    /// Waits until the agent answers, first through the node's transport as a gateway
+    /// does, then to OpenSSH.
     pub async fn answers(&self, placement: &Placement) {
-        for _ in 0..1000 {
-            if self.ssh(placement, "true").finish().status.success() {
-                return;
-            }
+        let began = Instant::now();
+        while let Err(error) = self.greeted(placement).await {
+            assert!(began.elapsed() < PATIENCE, "{placement:?}: {error}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("the agent at {placement:?} does not answer");
+        self.ssh(placement, "true").ok();
     }
 
-    /// A command in the environment, through its agent, as root.
+    /// Whether there is an SSH server.
+    async fn greeted(&self, placement: &Placement) -> anyhow::Result<()> {
+        let mut stream = self.node.open_unix(socket(placement)).await?;
+        let mut said = [0; 8];
+        stream.read_exact(&mut said).await?;
+        anyhow::ensure!(said == *b"SSH-2.0-", "it says {said:?}");
+        Ok(())
+    }
+
+    /// A command in the environment, through its agent, as the user that the agent is.
     pub fn ssh(&self, placement: &Placement, command: &str) -> Run {
-        self.ssh_as("root", placement, command)
+        self.ssh_as(self.user, placement, command)
     }
 
     /// A command in the environment, through its agent.
     pub fn ssh_as(&self, user: &str, placement: &Placement, command: &str) -> Run {
-        let Endpoint::Unix(socket) = &placement.endpoint else {
-            panic!("not a unix socket: {placement:?}");
-        };
         let key = self.dir.path().join("key");
         let options = [
-            format!("ProxyCommand=socat - UNIX-CONNECT:{}", socket.display()),
+            format!("ProxyCommand={}", self.machine.relay(socket(placement))),
             format!(
                 "UserKnownHostsFile={}/known_hosts",
                 self.dir.path().display()
@@ -203,69 +239,87 @@ impl Subject {
 
     /// Ends the environment the hard way, behind the provider's back.
     pub fn murder(&self, environment: &Environment) {
-        match &self.engine {
-            Some(engine) => {
-                let name = format!("vendetta-{}-{}", environment.name, environment.id);
-                engine.docker(&["kill", &name]).ok();
-            }
-            None => {
-                let pid = pid_of(&environment.run_dir).expect("a pid file");
-                kill(pid, Signal::SIGKILL).unwrap();
-            }
+        if self.provider.kind() == ProviderKind::Docker {
+            let name = format!("vendetta-{}-{}", environment.name, environment.id);
+            self.machine.docker(&["kill", &name]).ok();
+        } else {
+            let kill = r#"read -r pid start <"$1/agent.pid" && kill -9 "$pid""#;
+            let dir = &environment.run_dir;
+            self.machine.run(&["sh", "-c", kill, "sh"]).arg(dir).ok();
         }
     }
 
     /// Whether anything is left of a workspace, wherever the provider keeps things.
     pub fn leftovers(&self, id: &WorkspaceId) -> Vec<String> {
-        let mut left = Vec::new();
         let dir = run_dir(self.node.as_ref(), id);
-        if dir.exists() {
-            left.push(dir.display().to_string());
-        }
-        if let Some(engine) = &self.engine {
-            left.extend(engine.labelled(&format!("vendetta.workspace={id}")));
-        }
-        let argument = dir.join("agent.json");
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let text = String::from_utf8_lossy(&cmdline).replace('\0', " ");
-            if text.contains(&*argument.to_string_lossy()) {
-                left.push(format!("process {} {text}", entry.path().display()));
-            }
+        let look = |argv: &[&str], path: &Path| {
+            let said = self.machine.run(argv).arg(path).finish();
+            let lines = said.text();
+            lines.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let mut left = look(&["ls", "-d", "--"], &dir);
+        left.extend(look(&["pgrep", "-f", "-a", "--"], &dir.join("agent.json")));
+        if self.provider.kind() == ProviderKind::Docker {
+            let label = format!("vendetta.workspace={id}");
+            left.extend(self.machine.labelled(&label));
         }
         left
     }
+}
 
-    pub fn state_dir(&self) -> &Path {
-        self.node.state_dir()
+fn socket(placement: &Placement) -> &Path {
+    match &placement.endpoint {
+        Endpoint::Unix(socket) => socket,
+        Endpoint::Tcp { .. } => panic!("not a unix socket: {placement:?}"),
     }
 }
 
-fn pid_of(dir: &Path) -> Option<Pid> {
-    let text = std::fs::read_to_string(dir.join("agent.pid")).ok()?;
-    let pid = text.split(' ').next()?.parse().ok()?;
-    Some(Pid::from_raw(pid))
+fn make(
+    kind: ProviderKind,
+    machine: &Machine,
+    node: &Arc<dyn NodeTransport>,
+    gateway: String,
+    life: &Life,
+) -> Arc<dyn Provider> {
+    let node = Arc::clone(node);
+    if kind == ProviderKind::Docker {
+        let tasks = life.tasks.clone();
+        Arc::new(Docker::new(node, machine.docker_socket(), gateway, tasks))
+    } else {
+        Arc::new(Host::new(node, gateway))
+    }
 }
 
 impl Drop for Subject {
     fn drop(&mut self) {
-        if let Some(engine) = &self.engine {
-            for id in [
-                self.gateway_id.clone(),
-                format!("{}-stranger", self.gateway_id),
-            ] {
-                engine.remove_labelled(&format!("vendetta.gateway={id}"));
-            }
-            return;
-        }
-        let workspaces = std::fs::read_dir(self.state_dir().join("w"));
-        for dir in workspaces.into_iter().flatten().flatten() {
-            if let Some(pid) = pid_of(&dir.path()) {
-                let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                if String::from_utf8_lossy(&cmdline).contains(&*dir.path().to_string_lossy()) {
-                    let _ = kill(pid, Signal::SIGKILL);
+        self.life.cancel.cancel();
+        let gateways = [
+            self.gateway_id.clone(),
+            format!("{}-stranger", self.gateway_id),
+        ];
+        match &self.machine {
+            // With the node goes what is on it.
+            Machine::Lab(_) => {}
+            Machine::Own(Some(engine)) => {
+                for id in gateways {
+                    engine.remove_labelled(&format!("vendetta.gateway={id}"));
                 }
             }
+            Machine::Own(None) => kill_agents(&self.node.state_dir().join("w")),
+        }
+    }
+}
+
+/// Ends the agents that run on this machine for the workspaces in a directory.
+fn kill_agents(workspaces: &Path) {
+    let entries = std::fs::read_dir(workspaces).into_iter().flatten();
+    for dir in entries.flatten().map(|entry| entry.path()) {
+        let record = std::fs::read_to_string(dir.join("agent.pid")).unwrap_or_default();
+        let pid = record.split(' ').next().and_then(|pid| pid.parse().ok());
+        let Some(pid) = pid else { continue };
+        let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&cmdline).contains(&*dir.to_string_lossy()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
 }

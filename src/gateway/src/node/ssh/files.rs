@@ -88,8 +88,13 @@ impl SshNode {
 
     pub(super) async fn read_file(&self, path: &Path) -> Result<Option<Vec<u8>>, Trouble> {
         let limit = MAX_OUTPUT.to_string();
-        self.about(script::READ, path, &[limit.as_bytes()], Bytes::new())
-            .await
+        let limit = [limit.as_bytes()];
+        let read = self.about(script::READ, path, &limit, Bytes::new());
+        match read.await {
+            // It went between the script's look and its reading.
+            Err(Trouble::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other,
+        }
     }
 
     pub(super) async fn names_in(&self, path: &Path) -> Result<Vec<String>, Trouble> {

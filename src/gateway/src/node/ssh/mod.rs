@@ -164,13 +164,18 @@ impl SshNode {
 
     async fn connect_unix(&self, path: &Path) -> Result<LinkStream, Trouble> {
         let text = path.to_str().ok_or_else(|| Trouble::invalid("not UTF-8"))?;
-        let mut renewed = false;
+        let (mut again, mut renewed) = (false, false);
         loop {
             let trouble = match self.link.open(Target::Unix(text)).await {
                 Ok((channel, connection)) => return Ok(LinkStream::new(channel, connection)),
                 Err(OpenError::Other(trouble)) => return Err(trouble),
                 Err(OpenError::Refused(..)) => self.why_not_unix(text).await?,
             };
+            // Somebody listens there, but perhaps only since a moment ago.
+            if matches!(trouble, Trouble::Refused(Refusal::StreamLocal)) && !again {
+                again = true;
+                continue;
+            }
             // A login has the groups that its user was in when it began.
             let denied = matches!(&trouble, Trouble::Io(error) if error.kind() == io::ErrorKind::PermissionDenied);
             if renewed || !denied || !self.link.renew(OLD_LOGIN).await {

@@ -12,14 +12,14 @@ use super::trouble::io_error;
 /// Exit status: there is no such file.
 pub(super) const ABSENT: i32 = 44;
 
-/// Before every script. `absent PATH` ends with [`ABSENT`] when there is nothing
-/// at PATH, and otherwise says why it cannot be seen.
+/// Before every script. `absent PATH`, for a PATH at which nothing was there, ends with
+/// [`ABSENT`], or says why it cannot be seen. What is there by now came after the look.
 const COMMON: &str = r#"
 LC_ALL=C; export LC_ALL; umask 077
 absent() {
     why=$(ls -d "$1" 2>&1 >/dev/null)
-    case $why in *'No such file or directory'*) exit 44 ;; esac
-    printf '%s\n' "${why:-$1: cannot be seen}" >&2
+    case $why in '' | *'No such file or directory'*) exit 44 ;; esac
+    printf '%s\n' "$why" >&2
     exit 1
 }
 there() { [ -e "$1" ] || [ -L "$1" ]; }
@@ -65,9 +65,12 @@ exec head -c "$2" "$1"
 
 /// PATH: the names in a directory, each with a NUL behind it.
 pub(super) const LIST_DIR: &str = r#"
-there "$1" || absent "$1"
-[ -d "$1" ] || { echo "$1: Not a directory" >&2; exit 1; }
-cd "$1" 2>/dev/null && [ -r . ] || { echo "$1: Permission denied" >&2; exit 1; }
+if ! { cd "$1" 2>/dev/null && [ -r . ]; }; then
+    there "$1" || absent "$1"
+    if [ -d "$1" ]; then why='Permission denied'; else why='Not a directory'; fi
+    echo "$1: $why" >&2
+    exit 1
+fi
 for name in * .[!.]* ..?*; do
     if there "$name"; then printf '%s\0' "$name"; fi
 done

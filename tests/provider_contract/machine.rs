@@ -1,0 +1,108 @@
+//! The machine that a provider's node is, seen from beside the provider.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use vendetta::node::ssh::{Address, Settings};
+use vendetta::node::{LocalNode, NodeTransport, SshNode};
+use vendetta_sshio::keys::PrivateKey;
+use vendetta_tests::{Engine, Gateway, Node, Run};
+
+use crate::subject::Life;
+
+/// Login name of the gateway on a node of the lab: one who may use Docker and is not root.
+pub const USER: &str = "dev";
+
+/// A machine, and the ways to look at it that do not lead through its transport.
+pub enum Machine {
+    /// The one that the tests run on, with the engine that they share.
+    Own(Option<Arc<Engine>>),
+    /// One that is reached through ssh.
+    Lab(Node),
+}
+
+impl Machine {
+    /// The transport to it, with the files of a gateway of this id.
+    pub fn transport(&self, dir: &TempDir, gateway: &str, life: &Life) -> Arc<dyn NodeTransport> {
+        match self {
+            Self::Own(_) => Arc::new(LocalNode::new(dir.path().join("state"))),
+            Self::Lab(node) => {
+                let key = std::fs::read_to_string(node.user_key()).unwrap();
+                let host_key = node.run(&["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).ok();
+                let settings = Settings {
+                    name: node.name().parse().unwrap(),
+                    address: Address {
+                        user: USER.to_owned(),
+                        host: node.address().to_string(),
+                        port: 22,
+                        jump: None,
+                    },
+                    host_keys: vec![host_key.text().parse().unwrap()],
+                    key: PrivateKey::from_openssh(&key).unwrap(),
+                    state_dir: Path::new("/home")
+                        .join(USER)
+                        .join(".vendetta")
+                        .join(gateway),
+                };
+                let tasks = life.tasks.clone();
+                Arc::new(SshNode::new(settings, tasks, &life.cancel))
+            }
+        }
+    }
+
+    /// The agent's executable there.
+    pub fn agent(&self) -> PathBuf {
+        let built = Gateway::binary("vendetta-agent");
+        let Self::Lab(node) = self else {
+            return built;
+        };
+        let there = PathBuf::from("/usr/local/bin/vendetta-agent");
+        let copy = r#"cat >"$1" && chmod 755 "$1""#;
+        node.run(&["sh", "-c", copy, "sh"])
+            .arg(&there)
+            .stdin_file(File::open(built).unwrap())
+            .ok();
+        there
+    }
+
+    /// The socket of its engine.
+    pub fn docker_socket(&self) -> PathBuf {
+        match self {
+            Self::Own(engine) => engine.as_ref().expect("an engine").socket(),
+            Self::Lab(_) => PathBuf::from("/var/run/docker.sock"),
+        }
+    }
+
+    /// A program there, as root.
+    pub fn run(&self, argv: &[&str]) -> Run {
+        match self {
+            Self::Own(_) => Run::new(argv[0]).args(&argv[1..]),
+            Self::Lab(node) => node.run(argv),
+        }
+    }
+
+    /// `docker ARGS…` at its engine.
+    pub fn docker(&self, args: &[&str]) -> Run {
+        match self {
+            Self::Own(engine) => engine.as_ref().expect("an engine").docker(args),
+            Self::Lab(node) => node.docker(args),
+        }
+    }
+
+    /// Names of the containers and volumes of its engine that carry `label`.
+    pub fn labelled(&self, label: &str) -> Vec<String> {
+        match self {
+            Self::Own(engine) => engine.as_ref().expect("an engine").labelled(label),
+            Self::Lab(node) => node.labelled(label),
+        }
+    }
+
+    /// A ProxyCommand of OpenSSH that connects to a unix socket there.
+    pub fn relay(&self, socket: &Path) -> String {
+        let connect = format!("UNIX-CONNECT:{}", socket.display());
+        let line = self.run(&["socat", "-", &connect]).shell_line();
+        line.replace('%', "%%")
+    }
+}
