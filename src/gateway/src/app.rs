@@ -173,7 +173,7 @@ async fn run(config: Config, admin_key: Option<&Path>) -> anyhow::Result<()> {
         tasks.spawn(metrics.serve(listener, tasks.clone(), end.clone()));
         tracing::info!(address = %bound, "metrics at http://{bound}/metrics");
     }
-    let give_back = memory::give_back(services.ended.clone());
+    let give_back = memory::give_back(services.freed.clone());
     let ended = end.clone();
     tasks.spawn(async move { ended.run_until_cancelled(give_back).await });
     tasks.spawn(listener::serve(
@@ -253,7 +253,7 @@ async fn build(
         )),
         authenticator: Authenticator::new(store.clone(), trusted),
         channels_per_connection: config.limits.channels_per_connection,
-        ended: Arc::default(),
+        freed: Arc::default(),
         workers: Workers::start().context("starting the threads of connections")?,
         tasks: sessions.clone(),
         store,

@@ -1,19 +1,21 @@
-//! Gives memory back when connections have ended: an allocator keeps what was
-//! freed for the next allocation, and a gateway that had 500 sessions at noon
-//! would hold on to their memory all night.
+//! Gives memory back when connections have logged in or ended: an allocator keeps
+//! what was freed for the next allocation, so a session would cost its handshake for
+//! as long as it lasts, and a gateway that had 500 sessions at noon would hold on
+//! to their memory all night.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// How long to let connections end together before looking.
+/// How long to let connections log in or end together before looking.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Trims the heap whenever `ended` says that a connection has ended. Runs until cancelled.
-pub async fn give_back(ended: Arc<Notify>) {
+/// Trims the heap whenever `freed` says that a connection has logged in or ended.
+/// Runs until cancelled.
+pub async fn give_back(freed: Arc<Notify>) {
     loop {
-        ended.notified().await;
+        freed.notified().await;
         tokio::time::sleep(SETTLE).await;
         // It walks all free memory: not on a thread that serves sessions.
         let _ = tokio::task::spawn_blocking(trim).await;

@@ -95,7 +95,7 @@ async fn serve_connection(
         Ok(stream) => stream,
         Err(error) => return tracing::debug!(%peer, %error, "connection lost at once"),
     };
-    let connection_ended = services.ended.clone();
+    let freed = services.freed.clone();
     let handler = Connection::new(services, peer, authenticated.clone(), end.clone());
     let run = async {
         match server::run_stream(config, stream, handler).await {
@@ -117,10 +117,11 @@ async fn serve_connection(
         Some(ended) => ended,
         None => {
             let _connected = admitted.authenticated();
+            freed.notify_one();
             run.await
         }
     };
-    connection_ended.notify_one();
+    freed.notify_one();
     match ended {
         Ok(()) => tracing::debug!(%peer, "connection ended"),
         Err(error) => tracing::debug!(%peer, %error, "connection ended"),

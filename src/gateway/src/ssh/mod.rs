@@ -42,8 +42,8 @@ pub struct Services {
     pub authenticator: auth::Authenticator,
     /// Channels one connection may have open at once.
     pub channels_per_connection: usize,
-    /// Told whenever a connection has ended.
-    pub ended: Arc<Notify>,
+    /// Told whenever a connection has logged in or ended, and freed memory.
+    pub freed: Arc<Notify>,
     /// The threads that serve connections.
     pub workers: Workers,
     /// Every task of every connection.
