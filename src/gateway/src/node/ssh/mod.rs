@@ -156,11 +156,19 @@ impl SshNode {
 
     async fn connect_unix(&self, path: &Path) -> Result<LinkStream, Trouble> {
         let text = path.to_str().ok_or_else(|| Trouble::invalid("not UTF-8"))?;
+        match self.try_unix(text).await {
+            // Somebody listens there, but perhaps only since a moment ago.
+            Err(Trouble::Refused(Refusal::StreamLocal)) => self.try_unix(text).await,
+            other => other,
+        }
+    }
+
+    async fn try_unix(&self, path: &str) -> Result<LinkStream, Trouble> {
         let connection = self.link.connection().await?;
-        match connection.open_unix(text).await {
+        match connection.open_unix(path).await {
             Ok(channel) => Ok(LinkStream::new(channel, connection)),
             Err(OpenError::Other(trouble)) => Err(trouble),
-            Err(OpenError::Refused(..)) => Err(self.why_not_unix(text).await?),
+            Err(OpenError::Refused(..)) => Err(self.why_not_unix(path).await?),
         }
     }
 
