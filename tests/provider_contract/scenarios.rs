@@ -125,6 +125,27 @@ pub async fn destroyed_while_running_leaves_nothing(subject: &Subject) {
     assert_eq!(subject.says(&bystander, "echo unharmed"), "unharmed");
 }
 
+pub async fn what_is_made_hard_to_remove_is_removed(subject: &Subject) {
+    let provider = &subject.provider;
+    let environment = subject.environment();
+    let placement = subject.up(&environment).await;
+    // A module cache of Go is read-only to its owner.
+    subject.says(
+        &placement,
+        "mkdir -p cache/deep && touch cache/deep/file && chmod 500 cache/deep && chmod 0 cache",
+    );
+    // An environment writes beside its agent's socket as whoever it is inside.
+    let beside = placement.listen.parent().unwrap().display();
+    subject.says(
+        &placement,
+        &format!(
+            "mkdir -p {beside}/own/deep && chmod 700 {beside}/own && touch {beside}/own/deep/file"
+        ),
+    );
+    provider.destroy(&environment.id).await.unwrap();
+    assert_eq!(subject.leftovers(&environment.id), Vec::<String>::new());
+}
+
 pub async fn the_environments_of_another_gateway_are_not_ours(subject: &Subject) {
     let environment = subject.environment();
     let placement = subject.up(&environment).await;

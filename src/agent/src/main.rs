@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,10 +13,12 @@ use vendetta_agent::{config, server, sftp};
 const USAGE: &str = "\
 Usage: vendetta-agent serve --config FILE
        vendetta-agent sftp-server
+       vendetta-agent clear DIR
        vendetta-agent --version
 
 serve        serves one environment over SSH, as FILE (JSON, written by the gateway) says
 sftp-server  serves SFTP on standard input and output; `serve` starts it
+clear        removes all that is in DIR, and lets everybody remove DIR itself
 ";
 
 /// Bad arguments or a bad configuration.
@@ -26,6 +29,7 @@ const EXIT_INTERNAL: u8 = 70;
 enum Command {
     Serve { config: PathBuf },
     SftpServer,
+    Clear { dir: PathBuf },
     Version,
     Help,
 }
@@ -41,6 +45,10 @@ fn parse(arguments: &[OsString]) -> Result<Command, String> {
             Command::Serve { config }
         }
         Some(Some("sftp-server")) => Command::SftpServer,
+        Some(Some("clear")) => {
+            let dir = words.next().ok_or("clear needs DIR")?;
+            Command::Clear { dir: dir.into() }
+        }
         Some(Some("--version" | "-V")) => Command::Version,
         Some(Some("--help" | "-h" | "help")) => Command::Help,
         Some(_) => return Err("unknown command".to_owned()),
@@ -100,11 +108,39 @@ fn sftp_server() -> ExitCode {
     }
 }
 
+/// Removes what an environment has left beside its agent's socket, which the
+/// gateway's user on the node may not be allowed to.
+fn clear(dir: &Path) -> ExitCode {
+    let cleared = || -> std::io::Result<()> {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(entry.path())?;
+            } else {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))
+    };
+    match cleared() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(
+                std::io::stderr(),
+                "vendetta-agent: {}: {error}",
+                dir.display()
+            );
+            ExitCode::from(EXIT_INTERNAL)
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     match parse(&arguments) {
         Ok(Command::Serve { config }) => serve(&config),
         Ok(Command::SftpServer) => sftp_server(),
+        Ok(Command::Clear { dir }) => clear(&dir),
         Ok(Command::Version) => {
             let _ = writeln!(
                 std::io::stdout(),

@@ -1,6 +1,7 @@
 //! What a workspace is in the engine: a container, a volume, and their labels.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use bollard::models::{
     ContainerCreateBody, ContainerSummary, HealthConfig, HostConfig, HostConfigLogConfig, Mount,
@@ -42,15 +43,23 @@ pub(super) struct Container {
     pub generation: Option<u64>,
     /// The image's own user; none: root.
     pub user: Option<String>,
+    /// The engine's id of its image.
+    pub image: Option<String>,
+    /// The agent's executable on the node.
+    pub agent: Option<PathBuf>,
 }
 
 impl Container {
     pub(super) fn from_summary(summary: ContainerSummary) -> Option<Self> {
         let labels = summary.labels.unwrap_or_default();
+        let mut mounts = summary.mounts.unwrap_or_default().into_iter();
+        let agent = mounts.find(|mount| mount.destination.as_deref() == Some(AGENT));
         Some(Self {
             id: summary.id?,
             generation: labels.get(GENERATION).and_then(|text| text.parse().ok()),
             user: labels.get(USER).filter(|user| !user.is_empty()).cloned(),
+            image: summary.image_id,
+            agent: agent.and_then(|mount| mount.source).map(PathBuf::from),
         })
     }
 }
@@ -80,6 +89,43 @@ pub(super) fn volume(id: &WorkspaceId, gateway: &str) -> VolumeCreateRequest {
     }
 }
 
+/// A directory or file of the node in a container.
+fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
+    Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.display().to_string()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        ..Mount::default()
+    }
+}
+
+/// A container that clears the run directory of a workspace and ends: root in one that was
+/// there before may have made what only root can remove. None when that one did not
+/// say with what it was made.
+pub(super) fn clearer(
+    id: &WorkspaceId,
+    gateway: &str,
+    run_dir: &Path,
+    before: &Container,
+) -> Option<ContainerCreateBody> {
+    let agent = before.agent.as_deref()?;
+    Some(ContainerCreateBody {
+        image: Some(before.image.clone()?),
+        user: Some("0:0".to_owned()),
+        working_dir: Some("/".to_owned()),
+        entrypoint: Some([AGENT, "clear", RUN].map(str::to_owned).to_vec()),
+        cmd: Some(Vec::new()),
+        labels: Some(labels(id, gateway)),
+        network_disabled: Some(true),
+        host_config: Some(HostConfig {
+            mounts: Some(vec![bind(agent, AGENT, true), bind(run_dir, RUN, false)]),
+            ..HostConfig::default()
+        }),
+        ..ContainerCreateBody::default()
+    })
+}
+
 /// The container: the agent as PID 1, root in it whatever the image says, so
 /// that it can become the user of each session.
 pub(super) fn body(
@@ -92,13 +138,6 @@ pub(super) fn body(
     labels.insert(GENERATION.to_owned(), environment.generation.to_string());
     labels.insert(USER.to_owned(), image_user.to_owned());
     let config = &environment.config;
-    let bind = |source: &std::path::Path, target: &str, read_only| Mount {
-        typ: Some(MountType::BIND),
-        source: Some(source.display().to_string()),
-        target: Some(target.to_owned()),
-        read_only: Some(read_only),
-        ..Mount::default()
-    };
     let disk = Mount {
         typ: Some(MountType::VOLUME),
         source: Some(volume_name(&environment.id)),

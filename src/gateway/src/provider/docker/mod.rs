@@ -11,6 +11,7 @@ mod pull;
 mod resources;
 mod unusable;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -188,6 +189,20 @@ impl Provider for Docker {
     }
 
     async fn destroy(&self, id: &WorkspaceId) -> Result<(), ProviderError> {
+        // The directory goes before the container does, with whose image it may have to be cleared.
+        let before = self.of(id).await?.pop();
+        if before.is_some() {
+            self.stop(id, Duration::ZERO).await?;
+        }
+        let node = self.engine.node();
+        let dir = run_dir(node.as_ref(), id);
+        match (node.remove_tree(&dir).await, before) {
+            (Err(error), Some(before)) if error.io_kind() == Some(ErrorKind::PermissionDenied) => {
+                self.clear(id, &dir, &before).await?;
+                node.remove_tree(&dir).await?;
+            }
+            (removed, _) => removed?,
+        }
         self.remove_all(id, |_| false).await?;
         let client = self.engine.client().await?;
         for volume in self.volumes(WORKSPACE, id.as_str()).await? {
@@ -198,8 +213,7 @@ impl Provider for Docker {
                 Err(error) => return Err(self.engine.failed("remove volume", error)),
             }
         }
-        let node = self.engine.node();
-        Ok(node.remove_tree(&run_dir(node.as_ref(), id)).await?)
+        Ok(())
     }
 
     async fn inspect(&self, id: &WorkspaceId) -> Result<Found, ProviderError> {

@@ -1,11 +1,13 @@
 //! Finding, making and removing what a workspace is in the engine.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder,
     RemoveContainerOptionsBuilder,
 };
+use futures::StreamExt;
 use tokio::time::{Instant, sleep};
 
 use super::super::{Environment, ImageReference, ProviderError};
@@ -140,6 +142,30 @@ impl Docker {
                 Err(error) => return Err(self.engine.failed(engine::CREATE, error)),
             }
         }
+    }
+
+    /// Has root clear the run directory of a workspace whose container was `before`.
+    pub(super) async fn clear(
+        &self,
+        id: &WorkspaceId,
+        run_dir: &Path,
+        before: &Container,
+    ) -> Result<(), ProviderError> {
+        let Some(body) = container::clearer(id, &self.gateway_id, run_dir, before) else {
+            return Ok(());
+        };
+        let failed = |error| self.engine.failed("clear run directory", error);
+        let client = self.engine.client().await?;
+        let options = CreateContainerOptionsBuilder::default().build();
+        let made = client.create_container(Some(options), body).await;
+        let clearer = made.map_err(failed)?.id;
+        client
+            .start_container(&clearer, None)
+            .await
+            .map_err(failed)?;
+        // How it ended is seen by what is left.
+        let _ = client.wait_container(&clearer, None).next().await;
+        Ok(())
     }
 
     pub(super) async fn volumes(

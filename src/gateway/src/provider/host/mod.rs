@@ -2,7 +2,8 @@
 //! of the node that outlives the gateway.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -153,6 +154,16 @@ impl Host {
         self.run("read log", argv).await
     }
 
+    /// Lets its owner remove what is in a directory whose own directories are read-only,
+    /// as in a module cache of Go.
+    async fn make_writable(&self, dir: &Path) -> Result<(), ProviderError> {
+        let mut command = Command::new(["chmod", "-R", "u+rwX", "--"]);
+        command.argv.push(dir.display().to_string());
+        // What it cannot change is what cannot be removed.
+        self.node.exec(&command).await?;
+        Ok(())
+    }
+
     async fn log_length(&self, id: &WorkspaceId) -> Result<u64, ProviderError> {
         let log = self.dir(id).join("agent.log").display().to_string();
         let script = r#"wc -c <"$1" 2>/dev/null || echo 0"#;
@@ -267,10 +278,13 @@ impl Provider for Host {
         let dir = self.dir(id);
         // What a session left running may still write there for a moment.
         for _ in 0..10 {
-            if self.node.remove_tree(&dir).await.is_ok() {
-                return Ok(());
+            match self.node.remove_tree(&dir).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.io_kind() == Some(ErrorKind::PermissionDenied) => {
+                    self.make_writable(&dir).await?;
+                }
+                Err(_) => sleep(Duration::from_millis(100)).await,
             }
-            sleep(Duration::from_millis(100)).await;
         }
         Ok(self.node.remove_tree(&dir).await?)
     }
