@@ -499,6 +499,11 @@ impl Drop for Gateway {
         if self.child.is_some() {
             self.kill();
         }
+        // Agents of provider host outlive their gateway, as they should; not their test.
+        let workspaces = self.state_dir().join("w").display().to_string();
+        for agent in Process::with_argument(&workspaces) {
+            agent.signal(Signal::SIGTERM);
+        }
         if let Some(engine) = &self.engine {
             if failing {
                 for name in engine

@@ -11,6 +11,24 @@ use nix::unistd::Pid;
 pub struct Process(pub i32);
 
 impl Process {
+    /// All processes that have `text` in an argument.
+    #[must_use]
+    pub fn with_argument(text: &str) -> Vec<Self> {
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let id = entry.file_name().to_str()?.parse().ok()?;
+                let arguments = fs::read(entry.path().join("cmdline")).ok()?;
+                String::from_utf8_lossy(&arguments)
+                    .contains(text)
+                    .then_some(Self(id))
+            })
+            .collect()
+    }
+
     /// Whether it is there and not a zombie.
     #[must_use]
     pub fn runs(self) -> bool {
