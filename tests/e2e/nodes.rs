@@ -153,6 +153,20 @@ fn everything_of_ssh_works_on_a_node_50_ms_away() {
 }
 
 #[test]
+fn the_agent_is_sent_to_a_node_once_and_that_is_told() {
+    let (_node, gateway) = with_docker();
+    // For programs, to which steps are told that are over in no time.
+    let up = |name: &str| {
+        let line = format!("workspace create {name} --image {BUSYBOX} --remote n1 --up --json");
+        gateway.control(&line).ok().text()
+    };
+    let told = "install the agent on n1";
+    let (first, second) = (up("one"), up("two"));
+    assert!(first.contains(told), "{first}");
+    assert!(!second.contains(told), "{second}");
+}
+
+#[test]
 fn the_node_key_opens_a_node_where_somebody_installed_it_by_hand() {
     let node = Node::builder().no_key().start();
     let gateway = Gateway::builder().start();

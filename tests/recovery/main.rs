@@ -12,15 +12,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vendetta::access::{Action, Authorized, Permissions, Principal, Role};
 use vendetta::events::Events;
-use vendetta::store::Store;
+use vendetta::node::Probe;
+use vendetta::store::{NodeRow, Store};
 use vendetta::workspace::{
     Agent, Desired, Operation, Overrides, Phase, Progress, Settings, WorkspaceRef, Workspaces,
 };
 use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{BUSYBOX, Engine, Gateway, PATIENCE, Seeded, full};
+use vendetta_tests::{BUSYBOX, Engine, Gateway, Node, PATIENCE, Run, Seeded, full};
 
-/// Says what a child does: directory, engine's socket, provider and requests.
+/// Says what a child does: directory, engine's socket, provider, node and requests.
 const ROLE: &str = "VENDETTA_RECOVERY_ROLE";
 
 const NAME: &str = "web";
@@ -71,8 +72,14 @@ impl Core {
     }
 
     async fn create(&self, provider: ProviderKind) {
+        self.create_on(provider, None).await;
+    }
+
+    /// On a node; none: the gateway's own machine.
+    async fn create_on(&self, provider: ProviderKind, node: Option<&str>) {
         let overrides = Overrides {
             provider: Some(provider),
+            remote: node.map(|name| name.parse().unwrap()),
             image: (provider == ProviderKind::Docker).then(|| BUSYBOX.to_owned()),
             ..Overrides::default()
         };
@@ -145,11 +152,13 @@ fn alice() -> Principal {
     }
 }
 
-/// Directory and engine of one test.
+/// Directory and engine of one test, and where its workspace is.
 struct Place {
     dir: tempfile::TempDir,
     engine: Arc<Engine>,
     provider: ProviderKind,
+    /// None: the gateway's own machine.
+    node: Option<Node>,
 }
 
 impl Place {
@@ -162,11 +171,45 @@ impl Place {
             dir,
             engine: Engine::shared(),
             provider,
+            node: None,
         }
+    }
+
+    /// With a node that was added before, reached as a user who is not root.
+    async fn on(node: Node, provider: ProviderKind) -> Self {
+        let mut place = Self::new(provider);
+        let state = place.dir.path().join("state");
+        let store = Store::open(&state.join("vendetta.db")).unwrap();
+        // The node's users accept it; keys are copied with their modes.
+        std::fs::copy(node.user_key(), state.join("node_key")).unwrap();
+        let host_key = node.run(&["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).ok();
+        let probe = Probe {
+            home: HOME.into(),
+            ..Probe::default()
+        };
+        let row = NodeRow {
+            name: node.name().parse().unwrap(),
+            user: "dev".to_owned(),
+            host: node.address().to_string(),
+            port: 22,
+            jump: None,
+            host_key: host_key.text().parse().unwrap(),
+            allow_host: true,
+            probe: serde_json::to_value(probe).unwrap(),
+            created: jiff::Timestamp::now(),
+        };
+        store.save_node(&row).await.unwrap();
+        place.node = Some(node);
+        place
     }
 
     async fn core(&self) -> Core {
         Core::start(self.dir.path(), &self.engine.socket()).await
+    }
+
+    async fn create(&self, core: &Core) {
+        let remote = self.node.as_ref().map(Node::name);
+        core.create_on(self.provider, remote).await;
     }
 
     /// A process that makes the workspace if need be and does `requests`.
@@ -175,6 +218,9 @@ impl Place {
             self.dir.path().display().to_string(),
             self.engine.socket().display().to_string(),
             self.provider.to_string(),
+            self.node
+                .as_ref()
+                .map_or(String::new(), |node| node.name().to_owned()),
             requests.to_owned(),
         ]
         .join("\n");
@@ -187,36 +233,54 @@ impl Place {
             .unwrap()
     }
 
+    fn gateway_id(&self) -> String {
+        let id = std::fs::read_to_string(self.dir.path().join("state/id")).unwrap_or_default();
+        id.trim().to_owned()
+    }
+
     /// All that is left of any workspace: containers, volumes, directories, processes.
     fn resources(&self) -> Vec<String> {
-        let id = std::fs::read_to_string(self.dir.path().join("state/id")).unwrap_or_default();
-        let mut found = self
-            .engine
-            .labelled(&format!("vendetta.gateway={}", id.trim()));
-        let workspaces = self.dir.path().join("state/w");
-        if let Ok(entries) = std::fs::read_dir(&workspaces) {
-            found.extend(
-                entries
-                    .flatten()
-                    .map(|entry| entry.path().display().to_string()),
-            );
-        }
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let text = String::from_utf8_lossy(&cmdline).replace('\0', " ");
-            if text.contains(&format!("--config {}", workspaces.display())) {
-                found.push(text);
+        let id = self.gateway_id();
+        let label = format!("vendetta.gateway={id}");
+        let (mut found, workspaces) = match &self.node {
+            None => (
+                self.engine.labelled(&label),
+                self.dir.path().join("state/w"),
+            ),
+            Some(node) if self.provider == ProviderKind::Docker => {
+                (node.labelled(&label), on_node(&id))
             }
+            Some(_) => (Vec::new(), on_node(&id)),
+        };
+        let workspaces = workspaces.display().to_string();
+        let agents = format!("--config {workspaces}/");
+        for look in [
+            ["find", &workspaces, "-mindepth", "1", "-maxdepth", "1"].as_slice(),
+            &["pgrep", "-f", "-a", "--", &agents],
+        ] {
+            let said = match &self.node {
+                None => Run::new(look[0]).args(&look[1..]),
+                Some(node) => node.run(look),
+            };
+            found.extend(said.finish().text().lines().map(str::to_owned));
         }
         found
     }
 }
 
+/// Home of the user as whom the node is reached.
+const HOME: &str = "/home/dev";
+
+/// Where the files of the workspaces of a gateway of this id are on its node.
+fn on_node(id: &str) -> PathBuf {
+    Path::new(HOME).join(".vendetta").join(id).join("w")
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let id = std::fs::read_to_string(self.dir.path().join("state/id")).unwrap_or_default();
+        let id = self.gateway_id();
         self.engine
-            .remove_labelled(&format!("vendetta.gateway={}", id.trim()));
+            .remove_labelled(&format!("vendetta.gateway={id}"));
     }
 }
 
@@ -233,9 +297,10 @@ async fn a_gateway_to_be_killed() {
         "docker" => ProviderKind::Docker,
         _ => ProviderKind::Host,
     };
+    let node = words.next().filter(|name| !name.is_empty());
     let core = Core::start(&dir, &socket).await;
     if core.find().is_none() {
-        core.create(provider).await;
+        core.create_on(provider, node.as_deref()).await;
     }
     for request in words.next().unwrap().split(' ') {
         let _ = core.ask(request).await.outcome().await;
@@ -246,8 +311,7 @@ async fn a_gateway_to_be_killed() {
 
 /// Kills a gateway `times` times while it works; each time takes its work up
 /// and brings the workspace to a known state again.
-async fn killed_at_random(provider: ProviderKind, times: u64) {
-    let place = Place::new(provider);
+async fn killed_at_random(place: Place, times: u64) {
     let mut random = Seeded::new(0x5eed);
     for round in 0..times {
         let requests = [
@@ -282,7 +346,7 @@ async fn killed_at_random(provider: ProviderKind, times: u64) {
                     );
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                core.create(provider).await;
+                place.create(&core).await;
             }
             Some(Desired::Destroyed) => {
                 let began = Instant::now();
@@ -291,7 +355,7 @@ async fn killed_at_random(provider: ProviderKind, times: u64) {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 assert_eq!(place.resources(), Vec::<String>::new(), "{told}");
-                core.create(provider).await;
+                place.create(&core).await;
             }
             Some(Desired::Created) => {}
             Some(Desired::Running) => core.phase_becomes(Phase::Running).await,
@@ -301,7 +365,7 @@ async fn killed_at_random(provider: ProviderKind, times: u64) {
         assert_eq!(core.phase(), Phase::Running, "{told}");
         // One container and one volume, or one directory and one process.
         let resources = place.resources();
-        let expected = if provider == ProviderKind::Docker {
+        let expected = if place.provider == ProviderKind::Docker {
             3
         } else {
             2
@@ -317,12 +381,26 @@ async fn killed_at_random(provider: ProviderKind, times: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_random_points_a_docker_workspace_is_neither_lost_nor_left_behind() {
-    killed_at_random(ProviderKind::Docker, if full() { 100 } else { 20 }).await;
+    let place = Place::new(ProviderKind::Docker);
+    killed_at_random(place, if full() { 100 } else { 20 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_random_points_a_host_workspace_is_neither_lost_nor_left_behind() {
-    killed_at_random(ProviderKind::Host, if full() { 100 } else { 20 }).await;
+    let place = Place::new(ProviderKind::Host);
+    killed_at_random(place, if full() { 100 } else { 20 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_random_points_nothing_is_lost_or_left_behind_on_a_node_with_docker() {
+    let place = Place::on(Node::with_docker(), ProviderKind::Docker).await;
+    killed_at_random(place, if full() { 50 } else { 6 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_random_points_nothing_is_lost_or_left_behind_on_a_node() {
+    let place = Place::on(Node::start(), ProviderKind::Host).await;
+    killed_at_random(place, if full() { 50 } else { 6 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,7 +420,7 @@ async fn two_ups_join_one_operation_and_both_see_it_from_its_start() {
     let (one, two) = tokio::join!(all(one), all(two));
     assert_eq!(one, two);
     assert!(
-        matches!(&one[0], Progress::Started { step } if step == "create container"),
+        matches!(&one[0], Progress::Started { step } if step == "install the agent on local"),
         "{one:?}"
     );
     let boot = core.store.workspaces().await.unwrap()[0].record.boot;

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use crate::node::{Arch, NodeError, NodeTransport};
+use crate::workspace::ProgressSink;
 
 /// Name of the executable.
 const NAME: &str = "vendetta-agent";
@@ -79,18 +80,27 @@ impl Payloads {
         }
     }
 
-    /// Sees that the agent is on the node; returns its path there.
+    /// Sees that the agent is on the node; returns its path there. That it has to be
+    /// sent, which takes long over a slow link, is a step of `progress`.
     ///
     /// # Errors
     /// When there is none for the node, or the node does not take it.
-    pub async fn install(&self, node: &dyn NodeTransport) -> Result<PathBuf, InstallError> {
+    pub async fn install(
+        &self,
+        node: &dyn NodeTransport,
+        progress: &ProgressSink,
+    ) -> Result<PathBuf, InstallError> {
         let arch = node.arch().await?;
         let (version, digest) = self.find(&arch).await?;
         let installed = node.state_dir().join("agent").join(&digest);
         if !node.exists(&installed).await? {
-            let content = read(&version.path).await?;
-            tracing::info!(node = %node.name(), %arch, digest, bytes = content.len(), "installing the agent");
-            node.put(&installed, 0o755, &content).await?;
+            let step = progress.step(format!("install the agent on {}", node.name()));
+            let sent = async {
+                let content = read(&version.path).await?;
+                tracing::info!(node = %node.name(), %arch, digest, bytes = content.len(), "installing the agent");
+                Ok::<_, InstallError>(node.put(&installed, 0o755, &content).await?)
+            };
+            step.end(sent.await)?;
         }
         Ok(installed)
     }
@@ -168,7 +178,21 @@ async fn read(path: &Path) -> Result<Vec<u8>, InstallError> {
 mod tests {
     use super::*;
     use crate::node::LocalNode;
+    use crate::workspace::Progress;
     use std::os::unix::fs::PermissionsExt;
+
+    /// The steps that began.
+    async fn steps(sink: ProgressSink) -> Vec<String> {
+        sink.end(Ok(()));
+        let mut reports = sink.watch();
+        let mut steps = Vec::new();
+        while let Some(report) = reports.next().await {
+            if let Progress::Started { step } = report {
+                steps.push(step);
+            }
+        }
+        steps
+    }
 
     #[tokio::test]
     async fn each_version_is_brought_once_and_is_whole_and_executable() {
@@ -177,17 +201,20 @@ mod tests {
         let payloads = Payloads::new(Some(dir.path().to_owned()));
         let file = dir.path().join(NAME);
         std::fs::write(&file, "one").unwrap();
-        let one = payloads.install(&node).await.unwrap();
+        let (first, again) = (ProgressSink::new(), ProgressSink::new());
+        let one = payloads.install(&node, &first).await.unwrap();
         assert_eq!(std::fs::read(&one).unwrap(), b"one");
         let metadata = std::fs::metadata(&one).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, 0o755);
-        assert_eq!(payloads.install(&node).await.unwrap(), one);
+        assert_eq!(payloads.install(&node, &again).await.unwrap(), one);
+        assert_eq!(steps(first).await, ["install the agent on local"]);
+        assert!(steps(again).await.is_empty(), "it was there");
         assert_eq!(
             std::fs::metadata(&one).unwrap().modified().unwrap(),
             metadata.modified().unwrap()
         );
         std::fs::write(&file, "two!").unwrap();
-        let two = payloads.install(&node).await.unwrap();
+        let two = payloads.install(&node, &ProgressSink::new()).await.unwrap();
         assert_ne!(one, two);
         assert_eq!(
             std::fs::read(&one).unwrap(),
@@ -201,14 +228,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let node = LocalNode::new(dir.path().join("state"));
         let payloads = Payloads::new(Some(dir.path().to_owned()));
-        let error = payloads.install(&node).await.unwrap_err().to_string();
+        let error = payloads
+            .install(&node, &ProgressSink::new())
+            .await
+            .unwrap_err()
+            .to_string();
         let special = dir
             .path()
             .join(format!("{NAME}-{}", std::env::consts::ARCH));
         assert!(error.contains(&special.display().to_string()), "{error}");
         std::fs::write(dir.path().join(NAME), "plain").unwrap();
         std::fs::write(&special, "special").unwrap();
-        let installed = payloads.install(&node).await.unwrap();
+        let installed = payloads.install(&node, &ProgressSink::new()).await.unwrap();
         assert_eq!(std::fs::read(installed).unwrap(), b"special");
     }
 }

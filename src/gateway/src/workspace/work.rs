@@ -45,7 +45,7 @@ pub(super) async fn start(
     let (node, provider) = entry.place()?;
     let agent = services
         .payloads
-        .install(node.as_ref())
+        .install(node.as_ref(), &context.progress)
         .await
         .map_err(|error| error.explain(&about))?;
     let environment = Environment {
