@@ -280,10 +280,14 @@ impl Pool {
         });
     }
 
-    /// A connection with a session in stock.
+    /// A connection to be kept ready; to a node that may be far away with a
+    /// session in stock.
     async fn prepare(&self, target: &AgentTarget) -> Result<AgentConnection, AgentError> {
         let user = vendetta_proto::agent::DEFAULT_USER;
         let mut connection = self.connect(target, user).await?;
+        if target.node.name().as_str() == NodeName::LOCAL {
+            return Ok(connection);
+        }
         let opening = connection.handle.channel_open_session();
         let spare = tokio::time::timeout(CONNECT_TIMEOUT, opening).await;
         connection.spare = spare.ok().and_then(Result::ok);
