@@ -86,11 +86,17 @@ impl Sshd {
     /// The config with these lines first; counts from the next [`run`](Self::run).
     pub fn configure(&self, config: &str) {
         let dir = self.dir().display();
+        // What the machine's own user has in start-up files is nobody's business
+        // here; an account of the test has a home of its own.
+        let home = match self.wrapper.is_empty() {
+            true => format!("SetEnv HOME={dir}\n"),
+            false => String::new(),
+        };
         let text = format!(
             "{config}\nListenAddress 127.0.0.1:{}\nHostKey {dir}/host_key\n\
              AuthorizedKeysFile {dir}/authorized_keys\nStrictModes no\nUsePAM no\n\
              PidFile none\nPermitRootLogin yes\nPasswordAuthentication no\n\
-             KbdInteractiveAuthentication no\nMaxStartups 100\nLogLevel DEBUG1\n",
+             KbdInteractiveAuthentication no\nMaxStartups 100\nLogLevel DEBUG1\n{home}",
             self.port
         );
         fs::write(self.dir().join("sshd_config"), text).unwrap();
