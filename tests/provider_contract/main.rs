@@ -54,7 +54,6 @@ mod of {
     });
 
     contract!(docker_far_away, host_far_away: {
-        what_was_made_twice_is_there_once_and_answers,
         what_ends_by_itself_is_reported,
         destroyed_while_running_leaves_nothing,
     });
