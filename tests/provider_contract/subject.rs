@@ -1,5 +1,6 @@
 //! A provider under test, and the ways to look at what it made.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -168,6 +169,9 @@ impl Subject {
             user: placement.user.clone(),
             env: environment.config.env.clone(),
             workdir: Some(placement.workdir.clone()),
+            services: BTreeMap::new(),
+            host_ports: BTreeMap::new(),
+            log_dir: None,
         };
         let config = serde_json::to_vec(&config).unwrap();
         let path = environment.run_dir.join("agent.json");

@@ -6,15 +6,18 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ServiceName;
+use crate::spec::Service;
+
 /// Version of [`AgentConfig`]'s format; an agent refuses any other.
-pub const CONFIG_VERSION: u32 = 1;
+pub const CONFIG_VERSION: u32 = 2;
 
 /// The SSH user name with which the gateway asks for the environment's default
 /// user ([`AgentConfig::user`]); any other must be in the environment's /etc/passwd.
 pub const DEFAULT_USER: &str = "";
 
 /// Everything an agent needs to serve one environment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     /// [`CONFIG_VERSION`].
@@ -40,4 +43,13 @@ pub struct AgentConfig {
     /// Working directory of sessions; none: the user's home.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<PathBuf>,
+    /// The services to look after. None runs until the gateway asks for it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<ServiceName, Service>,
+    /// The port on the gateway's machine that leads to each service's port.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub host_ports: BTreeMap<ServiceName, u16>,
+    /// Directory of the services' logs; none: `log` beside the socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_dir: Option<PathBuf>,
 }

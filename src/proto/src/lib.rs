@@ -1,9 +1,11 @@
 //! What the parts of vendetta say to one another, and nothing that does I/O:
-//! names, the project config, and the configuration the gateway writes for the
-//! agent of an environment.
+//! names, the project config, the configuration the gateway writes for the
+//! agent of an environment, and what it asks of that agent.
 
 pub mod agent;
+pub mod hook;
 pub mod name;
+pub mod rpc;
 pub mod spec;
 pub mod value;
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::hook::{HookCommand, Hooks};
 use crate::value::{ByteSize, Span};
 use crate::{ServiceName, WorkspaceName};
 
@@ -117,12 +118,22 @@ pub struct ProjectConfig {
     /// Environment variables of sessions and services.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Ports inside the environment, beside those of services, that get a port
+    /// of the gateway's machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
     /// Programs that the agent keeps running.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub services: BTreeMap<ServiceName, Service>,
     /// Commands run at points of the workspace's life.
     #[serde(default, skip_serializing_if = "Hooks::is_empty")]
     pub hooks: Hooks,
+    /// Git repository that is cloned into the workspace's directory when that is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repo: Option<String>,
+    /// Git repository of the user's own settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dotfiles: Option<String>,
     /// Whether connecting brings the workspace up; omitted: true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_up: Option<AutoUp>,
@@ -215,7 +226,7 @@ impl Resources {
 }
 
 /// A program that the agent keeps running.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
     /// Shell command line.
@@ -223,6 +234,9 @@ pub struct Service {
     /// TCP port it listens on inside the environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// The port of the gateway's machine that leads there; omitted: one of the gateway's range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port: Option<u16>,
     /// How to tell that it works; omitted: it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
@@ -232,6 +246,24 @@ pub struct Service {
     /// When to start it again; omitted: on-failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<Restart>,
+    /// Environment variables of its own, over the workspace's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// User it runs as; omitted: the workspace's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Working directory, absolute or below the workspace's; omitted: the workspace's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// Signal that asks it to end, such as SIGTERM (the default) or SIGQUIT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+    /// Time after the stop signal until it is killed; omitted: 10s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_grace_period: Option<Span>,
+    /// Whether the workspace counts as in use as long as it runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub busy: bool,
 }
 
 /// When a service that ended is started again.
@@ -249,7 +281,7 @@ pub enum Restart {
 
 /// How to tell that a service works: an HTTP path, or a map with exactly one of
 /// `http`, `tcp` and `command`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(into = "HealthCheckMap")]
 pub struct HealthCheck {
     /// What is tried.
@@ -363,29 +395,6 @@ impl<'de> Deserialize<'de> for HealthCheck {
             }
         }
         deserializer.deserialize_any(Visitor)
-    }
-}
-
-/// Commands run at points of a workspace's life.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Hooks {
-    /// Once, after the first start and after a rebuild.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub create: Option<String>,
-    /// After every start.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub up: Option<String>,
-    /// Before every stop.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub down: Option<String>,
-}
-
-impl Hooks {
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.create.is_none() && self.up.is_none() && self.down.is_none()
     }
 }
 

@@ -1,5 +1,6 @@
 //! An agent of the test's own, and OpenSSH clients that reach it.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -54,6 +55,9 @@ impl Agent {
             user: None,
             env: [("FROM_WORKSPACE".to_owned(), "yes".to_owned())].into(),
             workdir: None,
+            services: BTreeMap::new(),
+            host_ports: BTreeMap::new(),
+            log_dir: None,
         };
         change(&mut config);
         write_private(&at("agent.json"), &serde_json::to_vec(&config).unwrap());

@@ -1,5 +1,6 @@
 //! The work on an environment: idempotent, and safe to cut off anywhere.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
@@ -129,6 +130,9 @@ fn agent_config(
         user: placement.user.clone(),
         env: config.env.clone(),
         workdir: Some(placement.workdir.clone()),
+        services: config.services.clone(),
+        host_ports: BTreeMap::new(),
+        log_dir: None,
     };
     serde_json::to_vec_pretty(&config)
         .map_err(|error| WorkspaceError::new(ErrorKind::Internal, about, error.to_string()))
