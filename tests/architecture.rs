@@ -66,6 +66,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("russh", &["agent", "node", "ssh"]),
     ("bollard", &["provider"]),
     ("hyper", &["metrics", "provider"]),
+    ("tokio_tungstenite", &["provider"]),
     ("prometheus_client", &["metrics"]),
     ("rusqlite", &["store"]),
     ("termwiz", &["control"]),

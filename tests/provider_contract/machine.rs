@@ -7,20 +7,31 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use vendetta::node::ssh::{Address, Settings};
 use vendetta::node::{LocalNode, NodeTransport, SshNode};
+use vendetta::provider::LXC_SOCKETS;
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{Engine, Gateway, Node, Run};
+use vendetta_tests::{Engine, Gateway, LxcEngine, Node, Run};
 
 use crate::subject::Life;
 
-/// Login name of the gateway on a node of the lab: one who may use Docker and is not root.
+/// Login name of the gateway on a node of the lab: one who may use its engines and is not root.
 pub const USER: &str = "dev";
 
 /// A machine, and the ways to look at it that do not lead through its transport.
 pub enum Machine {
-    /// The one that the tests run on, with the engine that they share.
-    Own(Option<Arc<Engine>>),
+    /// The one that the tests run on.
+    Own(Shared),
     /// One that is reached through ssh.
     Lab(Node),
+}
+
+/// The engine that tests share on their own machine.
+pub enum Shared {
+    /// None is needed.
+    Nothing,
+    /// Docker.
+    Docker(Arc<Engine>),
+    /// Incus or LXD.
+    Lxc(Arc<LxcEngine>),
 }
 
 impl Machine {
@@ -67,11 +78,44 @@ impl Machine {
         there
     }
 
-    /// The socket of its engine.
+    fn engine(&self) -> &Engine {
+        match self {
+            Self::Own(Shared::Docker(engine)) => engine,
+            _ => panic!("a machine with Docker"),
+        }
+    }
+
+    /// The socket of its Docker engine.
     pub fn docker_socket(&self) -> PathBuf {
         match self {
-            Self::Own(engine) => engine.as_ref().expect("an engine").socket(),
+            Self::Own(_) => self.engine().socket(),
             Self::Lab(_) => PathBuf::from("/var/run/docker.sock"),
+        }
+    }
+
+    /// The sockets of its Incus or LXD.
+    pub fn lxc_sockets(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Own(Shared::Lxc(engine)) => vec![engine.socket()],
+            _ => LXC_SOCKETS.map(PathBuf::from).to_vec(),
+        }
+    }
+
+    /// `incus ARGS…` or `lxc ARGS…` at its engine.
+    pub fn lxc(&self, args: &[&str]) -> Run {
+        match self {
+            Self::Own(Shared::Lxc(engine)) => engine.client(args),
+            Self::Own(_) => panic!("a machine with Incus or LXD"),
+            Self::Lab(node) => node.lxc(args),
+        }
+    }
+
+    /// Names of the instances and volumes of its Incus or LXD with a label.
+    pub fn lxc_labelled(&self, key: &str, value: &str) -> Vec<String> {
+        match self {
+            Self::Own(Shared::Lxc(engine)) => engine.labelled(key, value),
+            Self::Own(_) => panic!("a machine with Incus or LXD"),
+            Self::Lab(node) => node.lxc_labelled(key, value),
         }
     }
 
@@ -86,7 +130,7 @@ impl Machine {
     /// `docker ARGS…` at its engine.
     pub fn docker(&self, args: &[&str]) -> Run {
         match self {
-            Self::Own(engine) => engine.as_ref().expect("an engine").docker(args),
+            Self::Own(_) => self.engine().docker(args),
             Self::Lab(node) => node.docker(args),
         }
     }
@@ -94,7 +138,7 @@ impl Machine {
     /// Names of the containers and volumes of its engine that carry `label`.
     pub fn labelled(&self, label: &str) -> Vec<String> {
         match self {
-            Self::Own(engine) => engine.as_ref().expect("an engine").labelled(label),
+            Self::Own(_) => self.engine().labelled(label),
             Self::Lab(node) => node.labelled(label),
         }
     }

@@ -13,15 +13,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vendetta::node::NodeTransport;
 use vendetta::provider::{
-    Context, Docker, Endpoint, Environment, Host, Placement, Provider, run_dir,
+    Context, Docker, Endpoint, Environment, Host, Lxc as LxcProvider, Placement, Provider, run_dir,
 };
 use vendetta::workspace::{ProgressSink, WorkspaceId};
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
-use vendetta_proto::spec::{DockerConfig, ProjectConfig, ProviderKind};
+use vendetta_proto::spec::{DockerConfig, LxcConfig, ProjectConfig, ProviderKind};
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{Engine, Node, PATIENCE, Run, TOOLS};
+use vendetta_tests::{Engine, Lxc, LxcEngine, Node, PATIENCE, Run, TOOLS};
 
-use crate::machine::{Machine, USER};
+use crate::machine::{Machine, Shared, USER};
+
+/// The label of instances and volumes that names their workspace.
+const WORKSPACE_LABEL: &str = "user.vendetta.workspace";
 
 /// A provider with a node of its own.
 pub struct Subject {
@@ -49,11 +52,45 @@ pub struct Life {
 
 impl Subject {
     pub fn docker() -> Self {
-        Self::new(ProviderKind::Docker, Machine::Own(Some(Engine::shared())))
+        Self::new(
+            ProviderKind::Docker,
+            Machine::Own(Shared::Docker(Engine::shared())),
+        )
     }
 
     pub fn host() -> Self {
-        Self::new(ProviderKind::Host, Machine::Own(None))
+        Self::new(ProviderKind::Host, Machine::Own(Shared::Nothing))
+    }
+
+    pub fn lxc_on_incus() -> Self {
+        Self::lxc(Lxc::Incus)
+    }
+
+    pub fn lxc_on_lxd() -> Self {
+        Self::lxc(Lxc::Lxd)
+    }
+
+    pub fn lxc(engine: Lxc) -> Self {
+        let engine = LxcEngine::shared(engine);
+        Self::new(ProviderKind::Lxc, Machine::Own(Shared::Lxc(engine)))
+    }
+
+    pub fn lxc_on_node_with_incus() -> Self {
+        Self::lxc_on_node(Lxc::Incus)
+    }
+
+    pub fn lxc_on_node_with_lxd() -> Self {
+        Self::lxc_on_node(Lxc::Lxd)
+    }
+
+    pub fn lxc_on_node(engine: Lxc) -> Self {
+        let node = Node::builder().lxc(engine).start();
+        Self::new(ProviderKind::Lxc, Machine::Lab(node))
+    }
+
+    /// On a node to which a packet takes 50 ms, and as long back.
+    pub fn lxc_far_away() -> Self {
+        Self::lxc_on_node(Lxc::Incus).far_away()
     }
 
     pub fn docker_on_node() -> Self {
@@ -98,6 +135,10 @@ impl Subject {
         if kind == ProviderKind::Docker {
             let image = TOOLS.to_owned();
             config.docker = Some(DockerConfig { image });
+        }
+        if kind == ProviderKind::Lxc {
+            let image = "busybox".to_owned();
+            config.lxc = Some(LxcConfig { image });
         }
         let make = |gateway: String| make(kind, &machine, &node, gateway, &life);
         Self {
@@ -243,14 +284,29 @@ impl Subject {
 
     /// Ends the environment the hard way, behind the provider's back.
     pub fn murder(&self, environment: &Environment) {
-        if self.provider.kind() == ProviderKind::Docker {
-            let name = format!("vendetta-{}-{}", environment.name, environment.id);
-            self.machine.docker(&["kill", &name]).ok();
-        } else {
-            let kill = r#"read -r pid start <"$1/agent.pid" && kill -9 "$pid""#;
-            let dir = &environment.run_dir;
-            self.machine.run(&["sh", "-c", kill, "sh"]).arg(dir).ok();
+        match self.provider.kind() {
+            ProviderKind::Docker => {
+                let name = format!("vendetta-{}-{}", environment.name, environment.id);
+                self.machine.docker(&["kill", &name]).ok();
+            }
+            ProviderKind::Lxc => {
+                let name = self.instance(environment);
+                self.machine.lxc(&["stop", "--force", &name]).ok();
+            }
+            ProviderKind::Host | ProviderKind::Qemu => {
+                let kill = r#"read -r pid start <"$1/agent.pid" && kill -9 "$pid""#;
+                let dir = &environment.run_dir;
+                self.machine.run(&["sh", "-c", kill, "sh"]).arg(dir).ok();
+            }
         }
+    }
+
+    /// Name of the instance of Incus or LXD that an environment is.
+    pub fn instance(&self, environment: &Environment) -> String {
+        let (key, id) = (WORKSPACE_LABEL, environment.id.as_str());
+        let mut names = self.machine.lxc_labelled(key, id).into_iter();
+        let name = names.find_map(|name| Some(name.strip_prefix("instance ")?.to_owned()));
+        name.expect("an instance")
     }
 
     /// Whether anything is left of a workspace, wherever the provider keeps things.
@@ -266,6 +322,9 @@ impl Subject {
         if self.provider.kind() == ProviderKind::Docker {
             let label = format!("vendetta.workspace={id}");
             left.extend(self.machine.labelled(&label));
+        }
+        if self.provider.kind() == ProviderKind::Lxc {
+            left.extend(self.machine.lxc_labelled(WORKSPACE_LABEL, id.as_str()));
         }
         left
     }
@@ -286,11 +345,18 @@ fn make(
     life: &Life,
 ) -> Arc<dyn Provider> {
     let node = Arc::clone(node);
-    if kind == ProviderKind::Docker {
-        let tasks = life.tasks.clone();
-        Arc::new(Docker::new(node, machine.docker_socket(), gateway, tasks))
-    } else {
-        Arc::new(Host::new(node, gateway))
+    let tasks = life.tasks.clone();
+    match kind {
+        ProviderKind::Docker => {
+            Arc::new(Docker::new(node, machine.docker_socket(), gateway, tasks))
+        }
+        ProviderKind::Lxc => Arc::new(LxcProvider::new(
+            node,
+            machine.lxc_sockets(),
+            gateway,
+            tasks,
+        )),
+        ProviderKind::Host | ProviderKind::Qemu => Arc::new(Host::new(node, gateway)),
     }
 }
 
@@ -304,12 +370,17 @@ impl Drop for Subject {
         match &self.machine {
             // With the node goes what is on it.
             Machine::Lab(_) => {}
-            Machine::Own(Some(engine)) => {
+            Machine::Own(Shared::Docker(engine)) => {
                 for id in gateways {
                     engine.remove_labelled(&format!("vendetta.gateway={id}"));
                 }
             }
-            Machine::Own(None) => kill_agents(&self.node.state_dir().join("w")),
+            Machine::Own(Shared::Lxc(engine)) => {
+                for id in gateways {
+                    engine.remove_labelled("user.vendetta.gateway", &id);
+                }
+            }
+            Machine::Own(Shared::Nothing) => kill_agents(&self.node.state_dir().join("w")),
         }
     }
 }

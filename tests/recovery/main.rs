@@ -47,6 +47,7 @@ impl Core {
         let key = |name: &str| PrivateKey::load_or_generate(&state.join(name), name).unwrap();
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let workspaces = Workspaces::start(Settings {
+            lxc_socket: Some(state.join("no-lxc.sock")),
             store: store.clone(),
             host_ca: key("host_ca"),
             agent_login_key: key("agent_key").public(),

@@ -234,6 +234,7 @@ async fn build(
         agent_dir: config.agent_dir.clone(),
         state_dir: config.state_dir.clone(),
         docker_socket: config.docker.socket.clone(),
+        lxc_socket: config.lxc.socket.clone(),
         allow_host: config.local.allow_host,
         node_key: keys.node.clone(),
         events: events.clone(),

@@ -36,6 +36,8 @@ pub struct Config {
     pub ssh: Ssh,
     /// The Docker engine of the gateway's own machine.
     pub docker: Docker,
+    /// The Incus or LXD of the gateway's own machine.
+    pub lxc: Lxc,
     /// The gateway's own machine as a node.
     pub local: Local,
     /// Metrics for Prometheus.
@@ -55,6 +57,7 @@ impl Default for Config {
             limits: Limits::default(),
             ssh: Ssh::default(),
             docker: Docker::default(),
+            lxc: Lxc::default(),
             local: Local::default(),
             metrics: Metrics::default(),
         }
@@ -258,6 +261,14 @@ impl Default for Docker {
     }
 }
 
+/// The Incus or LXD of the gateway's own machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lxc {
+    /// Path of the engine's socket; none: looked for where both usually listen.
+    pub socket: Option<PathBuf>,
+}
+
 /// The gateway's own machine as the node `local`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -338,9 +349,13 @@ impl Config {
             ));
         }
         for (key, path) in [
-            ("state_dir", &self.state_dir),
-            ("docker.socket", &self.docker.socket),
-        ] {
+            ("state_dir", Some(&self.state_dir)),
+            ("docker.socket", Some(&self.docker.socket)),
+            ("lxc.socket", self.lxc.socket.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(key, path)| Some((key, path?)))
+        {
             if !path.is_absolute() {
                 return Err(Invalid::whole(
                     file,

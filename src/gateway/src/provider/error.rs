@@ -27,6 +27,8 @@ pub enum ProviderError {
         image: String,
         /// What the engine said.
         problem: String,
+        /// What to do.
+        remedy: String,
     },
     /// The engine refused.
     #[error("{provider} on node {node}: {operation}: {problem}")]
@@ -67,9 +69,7 @@ impl ProviderError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Unavailable { remedy, .. } | Self::Engine { remedy, .. } => remedy.clone(),
-            Self::NoImage { image, .. } => Some(format!(
-                "check the name, or bring the image to the node: docker pull {image}"
-            )),
+            Self::NoImage { remedy, .. } => Some(remedy.clone()),
             Self::Node(error) => error.remedy(),
             Self::Refused { .. } | Self::NoEnvironment | Self::Cancelled => None,
         }

@@ -10,6 +10,7 @@ mod docker;
 mod error;
 mod host;
 mod image;
+mod lxc;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use docker::Docker;
 pub use error::ProviderError;
 pub use host::Host;
 pub use image::{ImageReference, InvalidImage};
+pub use lxc::{InvalidLxcImage, LXC_SOCKETS, Lxc, LxcImage};
 
 use crate::node::NodeTransport;
 use crate::workspace::{Found, ProgressSink, WorkspaceId};

@@ -43,6 +43,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The Docker engine's socket on the node `local`.
     pub docker_socket: PathBuf,
+    /// The Incus's or LXD's socket on the node `local`; none: looked for.
+    pub lxc_socket: Option<PathBuf>,
     /// Whether the node `local` allows provider host.
     pub allow_host: bool,
     /// Opens nodes.
@@ -117,6 +119,7 @@ impl Workspaces {
             node_key: settings.node_key.clone(),
             state_dir: settings.state_dir.clone(),
             docker_socket: settings.docker_socket.clone(),
+            lxc_socket: settings.lxc_socket.clone(),
             allow_host: settings.allow_host,
             operator: inventory::operator(),
             events: settings.events.clone(),

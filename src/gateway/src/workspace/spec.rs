@@ -4,7 +4,7 @@ use vendetta_proto::spec::{AutoUp, ProjectConfig, ProviderKind, Remote};
 use vendetta_proto::{NodeName, WorkspaceName};
 
 use super::{ErrorKind, WorkspaceError};
-use crate::provider::ImageReference;
+use crate::provider::{ImageReference, LxcImage};
 
 /// What the command line of `create` says; it wins over the project config.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -203,11 +203,19 @@ fn check_provider(config: &ProjectConfig, provider: ProviderKind) -> Result<(), 
                 .map_err(|error| refuse(format!("docker.image: {error}")))?;
             Ok(())
         }
+        ProviderKind::Lxc => {
+            let Some(lxc) = &config.lxc else {
+                return Err(refuse("provider lxc needs an image")
+                    .with_remedy("add --image IMAGE, or lxc: {image: IMAGE} to the config"));
+            };
+            LxcImage::parse(&lxc.image).map_err(|error| refuse(format!("lxc.image: {error}")))?;
+            Ok(())
+        }
         ProviderKind::Host => Ok(()),
-        ProviderKind::Lxc | ProviderKind::Qemu => Err(refuse(format!(
+        ProviderKind::Qemu => Err(refuse(format!(
             "provider {provider} is not built into this version"
         ))
-        .with_remedy("use provider docker or host")),
+        .with_remedy("use provider docker, lxc or host")),
     }
 }
 
@@ -332,7 +340,12 @@ mod tests {
                 "user",
                 2,
             ),
-            (serde_json::json!({"lxc": {"image": "x"}}), "lxc", 2),
+            (
+                serde_json::json!({"lxc": {"image": "nowhere:x"}}),
+                "lxc.image",
+                2,
+            ),
+            (serde_json::json!({"provider": "lxc"}), "image", 2),
         ] {
             let error = resolve(json.clone()).unwrap_err();
             assert!(error.problem.contains(word), "{json}: {error}");

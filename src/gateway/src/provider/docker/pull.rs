@@ -121,6 +121,7 @@ fn absent(image: &ImageReference, problem: &str) -> ProviderError {
     ProviderError::NoImage {
         image: image.to_string(),
         problem: format!("not on the node, and not to be had: {}", problem.trim()),
+        remedy: format!("check the name, or bring the image to the node: docker pull {image}"),
     }
 }
 

@@ -1,0 +1,386 @@
+//! System containers of Incus or LXD, which share a REST API; whichever answers serves.
+//!
+//! ```text
+//!   POST instances ──▶ incomplete ── what starts the agent is in it ──▶ complete
+//!                          │                                               │
+//!                   cut off: removed                       PUT state: stopped ⇄ running
+//! ```
+//!
+//! A container boots its image's own init, which starts the agent, again after each
+//! restart of the container. The agent's executable is mounted from the node; the
+//! engine listens on a socket beside the agent's config on the node and connects to the
+//! agent's own inside (a proxy device), so that the container can write nothing on the
+//! node. `/workspace` is a custom volume, which a rebuild keeps. Instances and volumes
+//! are found by their labels, never by name.
+//!
+//! An engine goes on with what it was asked for when nobody waits any more. So whoever
+//! changes an instance first waits until nothing goes on with it, and one call at a time
+//! works on a workspace.
+
+mod engine;
+mod events;
+mod files;
+mod image;
+mod init;
+mod instance;
+mod log;
+mod operation;
+mod resources;
+mod unusable;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use hyper::Method;
+use serde_json::{Value, json};
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use vendetta_proto::spec::ProviderKind;
+
+use super::{
+    Context, Endpoint, Environment, Exit, LogOptions, LogStream, Placement, Provider,
+    ProviderError, run_dir,
+};
+use crate::node::NodeTransport;
+use crate::workspace::{Found, WORKSPACE_DIR, WorkspaceId};
+use engine::{Engine, Trouble};
+use files::Files;
+pub use image::{InvalidLxcImage, LxcImage};
+use instance::{DIR, Instance};
+use operation::{Other, settle};
+
+/// Where engines listen that were installed as usual, the preferred first.
+pub const LXC_SOCKETS: [&str; 4] = [
+    "/var/lib/incus/unix.socket",
+    "/run/incus/unix.socket",
+    "/var/lib/lxd/unix.socket",
+    "/var/snap/lxd/common/lxd/unix.socket",
+];
+
+/// How long an engine may go on with what somebody gave up waiting for.
+const SETTLE_LIMIT: Duration = Duration::from_secs(3600);
+
+/// How long one that is replaced may take to end.
+const REPLACE_GRACE: Duration = Duration::from_secs(10);
+
+/// Whether an instance runs is looked at so often, whatever the events say.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Lines of its log that tell how an agent ended.
+const LAST_LINES: u32 = 20;
+
+/// An engine of system containers on a node.
+#[derive(Debug, Clone)]
+pub struct Lxc {
+    engine: Arc<Engine>,
+    gateway_id: String,
+    /// Held by whoever changes a workspace.
+    locks: Arc<Mutex<HashMap<WorkspaceId, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+impl Lxc {
+    /// The first engine that answers at `sockets` of `node`, for the gateway of this id.
+    #[must_use]
+    pub fn new(
+        node: Arc<dyn NodeTransport>,
+        sockets: Vec<PathBuf>,
+        gateway_id: String,
+        tracker: TaskTracker,
+    ) -> Self {
+        Self {
+            engine: Arc::new(Engine::new(node, sockets, tracker)),
+            gateway_id,
+            locks: Arc::default(),
+        }
+    }
+
+    /// Waits for everybody else who changes a workspace.
+    async fn lock(&self, id: &WorkspaceId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(locks.entry(id.clone()).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    /// Waits until nothing goes on with an instance.
+    async fn settle(&self, instance: &str) -> Result<(), ProviderError> {
+        settle(&self.engine, instance, Other::Finish, SETTLE_LIMIT)
+            .await
+            .map_err(|trouble| self.engine.failed("wait for the engine", trouble))
+    }
+
+    /// Sees that an instance does not run.
+    async fn halt(&self, instance: &Instance, grace: Duration) -> Result<(), ProviderError> {
+        let name = &instance.name;
+        self.settle(name).await?;
+        if !grace.is_zero() {
+            let seconds = grace.as_secs().max(1);
+            let order = json!({"action": "stop", "timeout": seconds, "force": false});
+            let path = format!("/1.0/instances/{name}/state");
+            let asked = operation::done(
+                &self.engine,
+                Method::PUT,
+                &path,
+                Some(&order),
+                grace + Duration::from_secs(60),
+                None,
+            );
+            match asked.await {
+                Ok(()) => return Ok(()),
+                Err(Trouble::Provider(error)) => return Err(error),
+                Err(trouble) if trouble.is_absent() => return Ok(()),
+                // It ended by itself just now, or not in time: either way.
+                Err(trouble) => tracing::debug!(name, %trouble, "stopping an instance"),
+            }
+        }
+        match self.kill(name).await {
+            Err(trouble) if trouble.is_absent() => Ok(()),
+            other => other.map_err(|trouble| self.engine.failed("stop container", trouble)),
+        }
+    }
+
+    /// Gives an instance the agent's config, and starts it.
+    async fn boot(&self, instance: &Instance, environment: &Environment) -> Result<(), Trouble> {
+        let name = &instance.name;
+        let node = self.engine.node();
+        let config = node
+            .read(&environment.run_dir.join("agent.json"))
+            .await
+            .map_err(|error| Trouble::Provider(error.into()))?;
+        // Without one the agent says so in its log.
+        if let Some(config) = config {
+            let files = Files::of(&self.engine, name);
+            files
+                .put(&format!("{DIR}/agent.json"), "0600", config)
+                .await?;
+        }
+        let order = json!({"action": "start", "timeout": 60});
+        let path = format!("/1.0/instances/{name}/state");
+        match self.finish(Method::PUT, &path, Some(&order)).await {
+            Err(trouble) if trouble.says(&["already running"]) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// What liblxc says about an instance that did not start.
+    async fn why_not_started(&self, name: &str) -> String {
+        let path = format!("/1.0/instances/{name}/logs/lxc.log");
+        let request = hyper::Request::new(http_body_util::Full::default());
+        let read = async {
+            let response = self.engine.send(&path, request).await?;
+            self.engine.bytes(response, log::MAX_LOG).await
+        };
+        let Ok(content) = read.await else {
+            return String::new();
+        };
+        log::errors_in(&String::from_utf8_lossy(&content))
+    }
+}
+
+#[async_trait]
+impl Provider for Lxc {
+    fn kind(&self) -> ProviderKind {
+        ProviderKind::Lxc
+    }
+
+    async fn probe(&self) -> Result<String, ProviderError> {
+        let server = self.engine.get("/1.0").await;
+        let server = server.map_err(|trouble| self.engine.failed("ask its version", trouble))?;
+        let said = |key: &str| {
+            let value = server.get("environment").and_then(|about| about.get(key));
+            value.and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        if server.get("auth").and_then(Value::as_str) != Some("trusted") {
+            let problem = "it does not trust the gateway's user".to_owned();
+            return Err(self.engine.unavailable(problem, None));
+        }
+        let name = match said("server").as_str() {
+            "incus" => "Incus".to_owned(),
+            "lxd" => "LXD".to_owned(),
+            other => other.to_owned(),
+        };
+        Ok(format!("{name} {}", said("server_version")))
+    }
+
+    async fn create(
+        &self,
+        environment: &Environment,
+        context: &Context,
+    ) -> Result<Placement, ProviderError> {
+        let id = &environment.id;
+        let _lock = self.lock(id).await;
+        let wanted = |instance: &Instance| {
+            instance.complete && instance.generation == Some(environment.generation)
+        };
+        let mut there = self.of(id).await?;
+        if !there.iter().any(wanted) {
+            let image = environment.config.lxc.as_ref();
+            let image = image.map_or("", |lxc| lxc.image.as_str());
+            let image = LxcImage::parse(image).map_err(|error| ProviderError::Refused {
+                operation: "read lxc.image",
+                problem: error.to_string(),
+            })?;
+            // One of this generation that is not whole is in the way. All others stay
+            // until there is what replaces them.
+            let name = instance::instance_name(environment);
+            self.remove(&name).await?;
+            self.make(environment, &image, context).await?;
+            there.retain(|instance| instance.name != name);
+        }
+        for old in there.iter().filter(|instance| !wanted(instance)) {
+            if old.running {
+                self.halt(old, REPLACE_GRACE).await?;
+            }
+            self.remove(&old.name).await?;
+        }
+        Ok(Placement {
+            listen: PathBuf::from(DIR).join("run/agent.sock"),
+            endpoint: Endpoint::Unix(environment.run_dir.join("agent.sock")),
+            workdir: PathBuf::from(WORKSPACE_DIR),
+            user: environment.config.user.clone(),
+        })
+    }
+
+    async fn start(&self, environment: &Environment) -> Result<(), ProviderError> {
+        let _lock = self.lock(&environment.id).await;
+        let instance = self.only(&environment.id).await?;
+        self.settle(&instance.name).await?;
+        // What went on may have been its start.
+        let instance = self.only(&environment.id).await?;
+        if instance.running {
+            return Ok(());
+        }
+        let Err(trouble) = self.boot(&instance, environment).await else {
+            return Ok(());
+        };
+        let said = match &trouble {
+            Trouble::Said { .. } => self.why_not_started(&instance.name).await,
+            Trouble::Provider(_) => String::new(),
+        };
+        let trouble = match trouble {
+            Trouble::Said { status, problem } if !said.is_empty() => Trouble::Said {
+                status,
+                problem: format!("{problem}\n{said}"),
+            },
+            other => other,
+        };
+        Err(self.engine.failed("start container", trouble))
+    }
+
+    async fn exited(&self, id: &WorkspaceId) -> Result<Exit, ProviderError> {
+        let instance = self.only(id).await?;
+        let mut changes = events::names(&self.engine).await?;
+        while self.inspect(id).await? == Found::Running {
+            let told = async {
+                while let Some(name) = changes.next().await {
+                    if name? == instance.name {
+                        break;
+                    }
+                }
+                Ok::<_, ProviderError>(())
+            };
+            if let Ok(told) = timeout(LOOK, told).await {
+                told?;
+            }
+        }
+        let tail = LogOptions {
+            follow: false,
+            tail: Some(LAST_LINES),
+        };
+        let log = self.log(&instance.name, tail).await.unwrap_or_default();
+        Ok(Exit {
+            status: None,
+            log: String::from_utf8_lossy(&log).trim_end().to_owned(),
+        })
+    }
+
+    async fn stop(&self, id: &WorkspaceId, grace: Duration) -> Result<(), ProviderError> {
+        let _lock = self.lock(id).await;
+        for instance in self.of(id).await? {
+            self.settle(&instance.name).await?;
+            self.halt(&instance, grace).await?;
+        }
+        Ok(())
+    }
+
+    async fn destroy(&self, id: &WorkspaceId) -> Result<(), ProviderError> {
+        let _lock = self.lock(id).await;
+        for instance in self.of(id).await? {
+            self.remove(&instance.name).await?;
+        }
+        for (workspace, path) in self.volumes().await? {
+            if workspace == *id {
+                self.remove_volume(&path).await?;
+            }
+        }
+        let node = self.engine.node();
+        node.remove_tree(&run_dir(node.as_ref(), id)).await?;
+        Ok(())
+    }
+
+    async fn inspect(&self, id: &WorkspaceId) -> Result<Found, ProviderError> {
+        let found = self.of(id).await?;
+        Ok(if found.iter().any(|instance| instance.running) {
+            Found::Running
+        } else if found.iter().any(|instance| instance.complete) {
+            Found::Stopped
+        } else {
+            Found::Absent
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<WorkspaceId>, ProviderError> {
+        let instances = self.instances().await?.into_iter();
+        let volumes = self.volumes().await?.into_iter().map(|(id, _)| id);
+        let found = instances.map(|instance| instance.workspace).chain(volumes);
+        let mut found: Vec<_> = found.collect();
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    async fn logs(
+        &self,
+        id: &WorkspaceId,
+        options: LogOptions,
+    ) -> Result<LogStream, ProviderError> {
+        let instance = self.only(id).await?;
+        self.log_stream(instance.name, options).await
+    }
+
+    async fn changes(
+        &self,
+    ) -> Result<BoxStream<'static, Result<WorkspaceId, ProviderError>>, ProviderError> {
+        let names = events::names(&self.engine).await?;
+        let lxc = self.clone();
+        let changed = names.filter_map(move |name| {
+            let lxc = lxc.clone();
+            async move {
+                match name {
+                    Ok(name) => lxc.ours(&name).await.map(Ok),
+                    Err(error) => Some(Err(error)),
+                }
+            }
+        });
+        Ok(changed.boxed())
+    }
+}
+
+impl Lxc {
+    /// The workspace of an instance that something happened to; none: it is somebody
+    /// else's. One that is gone cannot be asked whose it was.
+    async fn ours(&self, name: &str) -> Option<WorkspaceId> {
+        let id = instance::workspace_of(name)?;
+        let found = self.engine.get(&format!("/1.0/instances/{name}")).await;
+        let foreign = found.is_ok_and(|value| Instance::read(&value, &self.gateway_id).is_none());
+        (!foreign).then_some(id)
+    }
+}
