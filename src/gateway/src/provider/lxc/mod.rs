@@ -28,14 +28,14 @@ mod operation;
 mod resources;
 mod unusable;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use hyper::Method;
 use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
@@ -359,14 +359,19 @@ impl Provider for Lxc {
     async fn changes(
         &self,
     ) -> Result<BoxStream<'static, Result<WorkspaceId, ProviderError>>, ProviderError> {
+        // In this order: what is made in between is told.
         let names = events::names(&self.engine).await?;
-        let lxc = self.clone();
-        let changed = names.filter_map(move |name| {
-            let lxc = lxc.clone();
-            async move {
-                match name {
-                    Ok(name) => lxc.ours(&name).await.map(Ok),
+        let ours = self.instances().await?.into_iter();
+        let ours: HashSet<_> = ours.map(|instance| instance.name).collect();
+        let state = (names, self.clone(), ours);
+        let changed = stream::unfold(state, |(mut names, lxc, mut ours)| async move {
+            loop {
+                let found = match names.next().await? {
+                    Ok(name) => lxc.ours(&name, &mut ours).await.map(Ok),
                     Err(error) => Some(Err(error)),
+                };
+                if let Some(found) = found {
+                    return Some((found, (names, lxc, ours)));
                 }
             }
         });
@@ -376,11 +381,18 @@ impl Provider for Lxc {
 
 impl Lxc {
     /// The workspace of an instance that something happened to; none: it is somebody
-    /// else's. One that is gone cannot be asked whose it was.
-    async fn ours(&self, name: &str) -> Option<WorkspaceId> {
+    /// else's. One that is gone cannot be asked whose it was, so `ours` remembers.
+    async fn ours(&self, name: &str, ours: &mut HashSet<String>) -> Option<WorkspaceId> {
         let id = instance::workspace_of(name)?;
-        let found = self.engine.get(&format!("/1.0/instances/{name}")).await;
-        let foreign = found.is_ok_and(|value| Instance::read(&value, &self.gateway_id).is_none());
-        (!foreign).then_some(id)
+        match self.engine.get(&format!("/1.0/instances/{name}")).await {
+            Ok(value) => {
+                Instance::read(&value, &self.gateway_id)?;
+                ours.insert(name.to_owned());
+                Some(id)
+            }
+            Err(trouble) if trouble.is_absent() => ours.remove(name).then_some(id),
+            // Whoever is told looks, and sees what is wrong.
+            Err(_) => Some(id),
+        }
     }
 }

@@ -13,6 +13,9 @@ use crate::workspace::Step;
 /// How long one question for an operation's end may be open. Progress is told as often.
 const TURN: Duration = Duration::from_secs(1);
 
+/// How long an answer may take that is due.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
 /// A step of progress, in percent, that is worth telling.
 const WORTH_TELLING: u64 = 10;
 
@@ -43,9 +46,11 @@ async fn follow(
     loop {
         let seconds = TURN.as_secs();
         let wait = format!("{operation}/wait?timeout={seconds}");
-        let state = engine
-            .get_within(&wait, TURN + Duration::from_secs(60))
-            .await?;
+        let state = match engine.get_within(&wait, TURN + ANSWER_LIMIT).await {
+            // LXD answers with the state when the time is up, Incus with an error.
+            Err(trouble) if trouble.says(&["deadline exceeded"]) => engine.get(operation).await?,
+            other => other?,
+        };
         match end_of(&state) {
             Some(end) => return end,
             None if Instant::now() >= deadline => {
