@@ -8,6 +8,7 @@ mod forward;
 mod lab;
 mod lifecycle;
 mod login;
+mod lxc;
 mod multiplex;
 mod nodes;
 mod relay;

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::{Agent, Client, Engine, PATIENCE, Process, Run, TOOLS, eventually};
+use crate::{Agent, Client, Engine, Lxc, LxcEngine, PATIENCE, Process, Run, TOOLS, eventually};
 
 /// How to start a gateway.
 #[derive(Debug, Default)]
 pub struct GatewayBuilder {
     config: String,
     engine: bool,
+    lxc: Option<Lxc>,
     allow_host: bool,
     operator_keys: Vec<PathBuf>,
     agent_keys: Vec<PathBuf>,
@@ -29,6 +30,13 @@ impl GatewayBuilder {
     #[must_use]
     pub fn docker(mut self) -> Self {
         self.engine = true;
+        self
+    }
+
+    /// Lets it use the Incus or LXD of the tests.
+    #[must_use]
+    pub fn lxc(mut self, engine: Lxc) -> Self {
+        self.lxc = Some(engine);
         self
     }
 
@@ -81,6 +89,11 @@ impl GatewayBuilder {
                 engine.socket().display()
             ));
         }
+        let lxc = self.lxc.map(LxcEngine::shared);
+        // One of the machine's own is nobody's business.
+        let socket = lxc.as_ref().map(|engine| engine.socket());
+        let socket = socket.unwrap_or_else(|| dir.path().join("no-lxc.sock"));
+        config.push_str(&format!("[lxc]\nsocket = \"{}\"\n", socket.display()));
         if self.allow_host {
             config.push_str("[local]\nallow_host = true\n");
         }
@@ -91,6 +104,7 @@ impl GatewayBuilder {
         let mut gateway = Gateway {
             dir,
             engine,
+            lxc,
             agent,
             admin,
             child: None,
@@ -107,6 +121,7 @@ impl GatewayBuilder {
 pub struct Gateway {
     dir: TempDir,
     engine: Option<Arc<Engine>>,
+    lxc: Option<Arc<LxcEngine>>,
     agent: Option<Agent>,
     admin: Client,
     child: Option<Child>,
@@ -280,6 +295,16 @@ impl Gateway {
         self.engine
             .as_deref()
             .expect("the gateway was started with docker()")
+    }
+
+    /// The engine of [`GatewayBuilder::lxc`].
+    ///
+    /// # Panics
+    /// When it was started without.
+    #[must_use]
+    pub fn lxc(&self) -> &LxcEngine {
+        let engine = self.lxc.as_deref();
+        engine.expect("the gateway was started with lxc()")
     }
 
     /// Creates the workspace `name` of `image` and brings it up.
@@ -475,10 +500,20 @@ impl Gateway {
         self.engine().labelled(&self.label())
     }
 
+    /// Names of the instances and volumes of this gateway at its Incus or LXD.
+    #[must_use]
+    pub fn lxc_resources(&self) -> Vec<String> {
+        self.lxc().labelled("user.vendetta.gateway", &self.id())
+    }
+
+    fn id(&self) -> String {
+        let id = fs::read_to_string(self.state_dir().join("id")).unwrap_or_default();
+        id.trim().to_owned()
+    }
+
     /// The label that every resource of this gateway carries.
     fn label(&self) -> String {
-        let id = fs::read_to_string(self.state_dir().join("id")).unwrap_or_default();
-        format!("vendetta.gateway={}", id.trim())
+        format!("vendetta.gateway={}", self.id())
     }
 }
 
@@ -503,6 +538,9 @@ impl Drop for Gateway {
         let workspaces = self.state_dir().join("w").display().to_string();
         for agent in Process::with_argument(&workspaces) {
             agent.signal(Signal::SIGTERM);
+        }
+        if let Some(engine) = &self.lxc {
+            engine.remove_labelled("user.vendetta.gateway", &self.id());
         }
         if let Some(engine) = &self.engine {
             if failing {

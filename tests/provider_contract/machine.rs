@@ -119,6 +119,14 @@ impl Machine {
         }
     }
 
+    /// The node of the lab that it is.
+    pub fn node(&self) -> &Node {
+        match self {
+            Self::Lab(node) => node,
+            Self::Own(_) => panic!("a node of the lab"),
+        }
+    }
+
     /// A program there, as root.
     pub fn run(&self, argv: &[&str]) -> Run {
         match self {

@@ -6,6 +6,7 @@
 //! provider can do wrong is in a module of its own.
 
 mod docker;
+mod lxc;
 mod machine;
 mod scenarios;
 mod subject;

@@ -83,8 +83,11 @@ impl Subject {
         Self::lxc_on_node(Lxc::Lxd)
     }
 
-    pub fn lxc_on_node(engine: Lxc) -> Self {
-        let node = Node::builder().lxc(engine).start();
+    fn lxc_on_node(engine: Lxc) -> Self {
+        Self::lxc_on(Node::builder().lxc(engine).start())
+    }
+
+    pub fn lxc_on(node: Node) -> Self {
         Self::new(ProviderKind::Lxc, Machine::Lab(node))
     }
 

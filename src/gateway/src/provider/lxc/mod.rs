@@ -231,9 +231,11 @@ impl Provider for Lxc {
             // One of this generation that is not whole is in the way. All others stay
             // until there is what replaces them.
             let name = instance::instance_name(environment);
-            self.remove(&name).await?;
+            if there.iter().any(|instance| instance.name == name) {
+                self.remove(&name).await?;
+                there.retain(|instance| instance.name != name);
+            }
             self.make(environment, &image, context).await?;
-            there.retain(|instance| instance.name != name);
         }
         for old in there.iter().filter(|instance| !wanted(instance)) {
             if old.running {

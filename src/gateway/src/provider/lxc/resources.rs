@@ -179,11 +179,13 @@ impl Lxc {
         image: &LxcImage,
         context: &Context,
     ) -> Result<(), ProviderError> {
-        let source = self.source(image).await?;
-        let ground = self.ground().await?;
-        let owner = self.owner().await?;
+        let (source, ground, owner, there) = tokio::try_join!(
+            self.source(image),
+            self.ground(),
+            self.owner(),
+            self.volumes()
+        )?;
         let volumes = format!("/1.0/storage-pools/{}/volumes/custom", ground.pool);
-        let there = self.volumes().await?;
         if !there.iter().any(|(id, _)| *id == environment.id) {
             let volume = instance::volume(&environment.id, &self.gateway_id);
             match self.finish(Method::POST, &volumes, Some(&volume)).await {
@@ -199,16 +201,25 @@ impl Lxc {
         });
         let order = instance::order(environment, &self.gateway_id, &source, &ground, owner);
         let made = async {
-            let made = done(
-                &self.engine,
-                Method::POST,
-                "/1.0/instances",
-                Some(&order),
-                CREATION_LIMIT,
-                Some(&step),
-            );
-            made.await
-                .map_err(|trouble| self.not_made(image, &source, trouble))?;
+            let make = || {
+                let path = "/1.0/instances";
+                let limit = CREATION_LIMIT;
+                done(
+                    &self.engine,
+                    Method::POST,
+                    path,
+                    Some(&order),
+                    limit,
+                    Some(&step),
+                )
+            };
+            let mut made = make().await;
+            if made.as_ref().is_err_and(Trouble::is_conflict) {
+                // An order that somebody gave up waiting for came after we had looked.
+                self.remove(&instance::instance_name(environment)).await?;
+                made = make().await;
+            }
+            made.map_err(|trouble| self.not_made(image, &source, trouble))?;
             self.furnish(environment).await
         };
         let made = tokio::select! {
