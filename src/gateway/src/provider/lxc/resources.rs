@@ -234,7 +234,7 @@ impl Lxc {
         let name = instance::instance_name(environment);
         let files = Files::of(&self.engine, &name);
         let operation = "put the agent into the image";
-        init::install(files, environment.name.as_str())
+        let liblxc = init::install(files, environment.name.as_str())
             .await
             .map_err(|error| match error {
                 InitError::Engine(trouble) => self.engine.failed(operation, trouble),
@@ -243,7 +243,7 @@ impl Lxc {
                     problem: error.to_string(),
                 },
             })?;
-        let completed = instance::completed();
+        let completed = instance::completed(liblxc);
         self.finish(
             Method::PATCH,
             &format!("/1.0/instances/{name}"),
