@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio_util::task::TaskTracker;
 use vendetta::node::LocalNode;
 use vendetta::provider::{Environment, Lxc as LxcProvider, Placement, Provider, ProviderError};
+use vendetta::workspace::Progress;
 use vendetta_proto::spec::LxcConfig;
 use vendetta_tests::{Lxc, Node, PATIENCE, Run};
 
@@ -72,15 +73,63 @@ async fn an_image_that_cannot_be_had_is_an_error_and_leaves_nothing() {
         let error = refused(&subject, &environment).await;
         assert!(matches!(error, ProviderError::NoImage { .. }), "{error}");
         assert!(error.remedy().unwrap().contains("image import"), "{error}");
-        // The engines of the tests reach nobody.
-        let environment = with_image(&subject, "images:debian/12");
+        let environment = with_image(&subject, "images:no/such-image");
+        let error = refused(&subject, &environment).await;
+        assert!(matches!(error, ProviderError::NoImage { .. }), "{error}");
+        // The engines of the tests do not reach it.
+        let environment = with_image(&subject, "ubuntu:24.04");
         let error = refused(&subject, &environment).await;
         assert!(error.to_string().contains("fetch image"), "{error}");
         let remedy = error.remedy().unwrap();
-        assert!(remedy.contains("images.linuxcontainers.org"), "{remedy}");
+        assert!(remedy.contains("cloud-images.ubuntu.com"), "{remedy}");
         let instances = subject.machine.lxc(&["list", "--format=json"]).ok().text();
         assert!(!instances.contains(environment.id.as_str()), "{instances}");
         subject.provider.destroy(&environment.id).await.unwrap();
+        assert!(subject.leftovers(&environment.id).is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_fetched_from_its_server_with_progress() {
+    for engine in [Lxc::Incus, Lxc::Lxd] {
+        let subject = Subject::lxc(engine);
+        let environment = with_image(&subject, "images:debian/12");
+        subject.node.make_dir(&environment.run_dir).await.unwrap();
+        let context = subject.context();
+        let created = subject.provider.create(&environment, &context).await;
+        created.unwrap();
+        context.progress.end(Ok(()));
+        let mut reports = context.progress.watch();
+        let mut steps = Vec::new();
+        while let Some(report) = reports.next().await {
+            if let Progress::Started { step } = report {
+                steps.push(step);
+            }
+        }
+        assert_eq!(steps, ["create container from images:debian/12"]);
+        let placement = subject.up(&environment).await;
+        assert_eq!(subject.says(&placement, "echo hi"), "hi");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_that_is_no_longer_wanted_is_given_up_and_removed() {
+    for engine in [Lxc::Incus, Lxc::Lxd] {
+        let subject = Subject::lxc(engine);
+        let environment = with_image(&subject, "images:mute");
+        subject.node.make_dir(&environment.run_dir).await.unwrap();
+        let context = subject.context();
+        let cancel = context.cancel.clone();
+        let created = subject.provider.create(&environment, &context);
+        let (created, ()) = tokio::join!(created, async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            cancel.cancel();
+        });
+        let error = created.unwrap_err();
+        assert!(matches!(error, ProviderError::Cancelled), "{error}");
+        let destroyed = subject.provider.destroy(&environment.id);
+        let destroyed = tokio::time::timeout(PATIENCE, destroyed).await;
+        destroyed.unwrap().unwrap();
         assert!(subject.leftovers(&environment.id).is_empty());
     }
 }

@@ -112,7 +112,16 @@ impl Lxc {
 
     /// Waits until nothing goes on with an instance.
     async fn settle(&self, instance: &str) -> Result<(), ProviderError> {
-        settle(&self.engine, instance, Other::Finish, SETTLE_LIMIT)
+        let whose = |name: &str| name == instance;
+        settle(&self.engine, &whose, Other::Finish, SETTLE_LIMIT)
+            .await
+            .map_err(|trouble| self.engine.failed("wait for the engine", trouble))
+    }
+
+    /// Ends what goes on with any instance of a workspace, whether it is there yet or not.
+    async fn interrupt(&self, id: &WorkspaceId) -> Result<(), ProviderError> {
+        let whose = |name: &str| instance::workspace_of(name).as_ref() == Some(id);
+        settle(&self.engine, &whose, Other::Cancel, SETTLE_LIMIT)
             .await
             .map_err(|trouble| self.engine.failed("wait for the engine", trouble))
     }
@@ -222,6 +231,8 @@ impl Provider for Lxc {
         };
         let mut there = self.of(id).await?;
         if !there.iter().any(wanted) {
+            self.interrupt(id).await?;
+            there = self.of(id).await?;
             let image = environment.config.lxc.as_ref();
             let image = image.map_or("", |lxc| lxc.image.as_str());
             let image = LxcImage::parse(image).map_err(|error| ProviderError::Refused {
@@ -315,6 +326,7 @@ impl Provider for Lxc {
 
     async fn destroy(&self, id: &WorkspaceId) -> Result<(), ProviderError> {
         let _lock = self.lock(id).await;
+        self.interrupt(id).await?;
         for instance in self.of(id).await? {
             self.remove(&instance.name).await?;
         }

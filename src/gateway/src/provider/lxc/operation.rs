@@ -121,25 +121,26 @@ pub(super) enum Other {
     Cancel,
 }
 
-/// Waits until no operation on an instance of this name goes on, for up to `limit`: one
-/// that somebody gave up waiting for goes on all the same.
+/// Waits until no operation goes on on the instances whose names `whose` says yes to, for
+/// up to `limit`: one that somebody gave up waiting for goes on all the same, and one that
+/// fetches an image is on an instance that is not there yet.
 pub(super) async fn settle(
     engine: &Engine,
-    name: &str,
+    whose: &(dyn Fn(&str) -> bool + Sync),
     other: Other,
     limit: Duration,
 ) -> Result<(), Trouble> {
     let deadline = Instant::now() + limit;
     loop {
         let operations = engine.get("/1.0/operations?recursion=1").await?;
-        let Some(running) = under_way(&operations, name).next() else {
+        let Some(running) = under_way(&operations, whose) else {
             return Ok(());
         };
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Trouble::Said {
                 status: 500,
-                problem: format!("the engine is busy with {name}"),
+                problem: "it is busy with the container".to_owned(),
             });
         }
         let path = format!("/1.0/operations/{running}");
@@ -152,24 +153,27 @@ pub(super) async fn settle(
     }
 }
 
-/// Ids of the operations on an instance that go on. Those with websockets are
-/// somebody's sessions, which are none of our business.
-fn under_way<'a>(operations: &'a Value, name: &str) -> impl Iterator<Item = &'a str> {
-    let path = format!("/1.0/instances/{name}");
-    let lists = operations.as_object().into_iter().flatten();
-    let all = lists.flat_map(|(_, list)| list.as_array().into_iter().flatten());
-    all.filter(move |operation| {
+/// The id of an operation that goes on on an instance of such a name. Those with
+/// websockets are somebody's sessions, which are none of our business.
+fn under_way<'a>(operations: &'a Value, whose: &dyn Fn(&str) -> bool) -> Option<&'a str> {
+    let is = |resource: &Value| {
+        let path = resource.as_str().unwrap_or_default();
+        let name = path.strip_prefix("/1.0/instances/");
+        name.and_then(|name| name.split('?').next())
+            .is_some_and(whose)
+    };
+    let lists = operations.as_object()?.values();
+    let mut all = lists.flat_map(|list| list.as_array().into_iter().flatten());
+    let found = all.find(|operation| {
         let field = |key: &str| operation.get(key);
-        let goes_on = matches!(
-            field("status_code").and_then(Value::as_u64),
-            Some(100..=199)
-        );
+        let code = field("status_code").and_then(Value::as_u64);
+        let goes_on = matches!(code, Some(100..=199));
         let task = field("class").and_then(Value::as_str) == Some("task");
         let resources = field("resources").and_then(|all| all.get("instances"));
         let mut resources = resources.and_then(Value::as_array).into_iter().flatten();
-        goes_on && task && resources.any(|resource| resource.as_str() == Some(&path))
-    })
-    .filter_map(|operation| operation.get("id").and_then(Value::as_str))
+        goes_on && task && resources.any(is)
+    })?;
+    found.get("id")?.as_str()
 }
 
 #[cfg(test)]
@@ -215,7 +219,8 @@ mod tests {
             "success": [operation("d", "task", 200, "x")],
             "odd": null,
         });
-        assert_eq!(under_way(&all, "x").collect::<Vec<_>>(), ["c"]);
-        assert_eq!(under_way(&Value::Null, "x").count(), 0);
+        assert_eq!(under_way(&all, &|name| name == "x"), Some("c"));
+        assert_eq!(under_way(&all, &|name| name == "z"), None);
+        assert_eq!(under_way(&Value::Null, &|_| true), None);
     }
 }

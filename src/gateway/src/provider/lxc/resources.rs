@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::{Context, Environment, ProviderError};
 use super::Lxc;
@@ -22,6 +22,9 @@ const CREATION_LIMIT: Duration = Duration::from_secs(3600);
 
 /// How long the engine may take to remove an instance or a volume.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(120);
+
+/// How long giving up may take.
+const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Time between two tries of what the engine is not ready for.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -224,7 +227,11 @@ impl Lxc {
         };
         let made = tokio::select! {
             made = made => made,
-            () = context.cancel.cancelled() => Err(ProviderError::Cancelled),
+            () = context.cancel.cancelled() => {
+                // What was begun is not to go on. Whoever makes it again, or removes it, looks.
+                let _ = timeout(CANCEL_LIMIT, self.interrupt(&environment.id)).await;
+                Err(ProviderError::Cancelled)
+            }
         };
         step.end(made)
     }
@@ -302,7 +309,13 @@ impl Lxc {
         let path = format!("/1.0/instances/{name}");
         loop {
             let removed = async {
-                settle(&self.engine, name, Other::Cancel, REMOVAL_LIMIT).await?;
+                settle(
+                    &self.engine,
+                    &|one| one == name,
+                    Other::Cancel,
+                    REMOVAL_LIMIT,
+                )
+                .await?;
                 self.kill(name).await?;
                 self.finish(Method::DELETE, &path, None).await
             };
