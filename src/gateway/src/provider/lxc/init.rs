@@ -43,6 +43,7 @@ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 log=/.vendetta/agent.log
 [ "$(wc -c <"$log" 2>/dev/null || echo 0)" -lt 10485760 ] || mv -f "$log" "$log.1"
+[ -e "$log" ] || (umask 077 && : >"$log")
 exec </dev/null >>"$log" 2>&1
 if [ "$(cat /proc/sys/kernel/hostname)" != "$name" ]; then
     echo "$name" >/etc/hostname

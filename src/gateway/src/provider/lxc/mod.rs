@@ -23,6 +23,7 @@ mod files;
 mod image;
 mod init;
 mod instance;
+mod life;
 mod log;
 mod operation;
 mod resources;
@@ -36,8 +37,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use hyper::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -50,10 +50,8 @@ use super::{
 use crate::node::NodeTransport;
 use crate::workspace::{Found, WORKSPACE_DIR, WorkspaceId};
 use engine::{Engine, Trouble};
-use files::Files;
 pub use image::{InvalidLxcImage, LxcImage};
 use instance::{DIR, Instance};
-use operation::{Other, settle};
 
 /// Where engines listen that were installed as usual, the preferred first.
 pub const LXC_SOCKETS: [&str; 4] = [
@@ -63,8 +61,11 @@ pub const LXC_SOCKETS: [&str; 4] = [
     "/var/snap/lxd/common/lxd/unix.socket",
 ];
 
-/// How long an engine may go on with what somebody gave up waiting for.
-const SETTLE_LIMIT: Duration = Duration::from_secs(3600);
+/// How long the engine may take to remove an instance or a volume.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(120);
+
+/// Time between two tries of what the engine is not ready for.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long one that is replaced may take to end.
 const REPLACE_GRACE: Duration = Duration::from_secs(10);
@@ -108,89 +109,6 @@ impl Lxc {
             Arc::clone(locks.entry(id.clone()).or_default())
         };
         lock.lock_owned().await
-    }
-
-    /// Waits until nothing goes on with an instance.
-    async fn settle(&self, instance: &str) -> Result<(), ProviderError> {
-        let whose = |name: &str| name == instance;
-        settle(&self.engine, &whose, Other::Finish, SETTLE_LIMIT)
-            .await
-            .map_err(|trouble| self.engine.failed("wait for the engine", trouble))
-    }
-
-    /// Ends what goes on with any instance of a workspace, whether it is there yet or not.
-    async fn interrupt(&self, id: &WorkspaceId) -> Result<(), ProviderError> {
-        let whose = |name: &str| instance::workspace_of(name).as_ref() == Some(id);
-        settle(&self.engine, &whose, Other::Cancel, SETTLE_LIMIT)
-            .await
-            .map_err(|trouble| self.engine.failed("wait for the engine", trouble))
-    }
-
-    /// Sees that an instance does not run.
-    async fn halt(&self, instance: &Instance, grace: Duration) -> Result<(), ProviderError> {
-        let name = &instance.name;
-        self.settle(name).await?;
-        if !grace.is_zero() {
-            let seconds = grace.as_secs().max(1);
-            let order = json!({"action": "stop", "timeout": seconds, "force": false});
-            let path = format!("/1.0/instances/{name}/state");
-            let asked = operation::done(
-                &self.engine,
-                Method::PUT,
-                &path,
-                Some(&order),
-                grace + Duration::from_secs(60),
-                None,
-            );
-            match asked.await {
-                Ok(()) => return Ok(()),
-                Err(Trouble::Provider(error)) => return Err(error),
-                Err(trouble) if trouble.is_absent() => return Ok(()),
-                // It ended by itself just now, or not in time: either way.
-                Err(trouble) => tracing::debug!(name, %trouble, "stopping an instance"),
-            }
-        }
-        match self.kill(name).await {
-            Err(trouble) if trouble.is_absent() => Ok(()),
-            other => other.map_err(|trouble| self.engine.failed("stop container", trouble)),
-        }
-    }
-
-    /// Gives an instance the agent's config, and starts it.
-    async fn boot(&self, instance: &Instance, environment: &Environment) -> Result<(), Trouble> {
-        let name = &instance.name;
-        let node = self.engine.node();
-        let config = node
-            .read(&environment.run_dir.join("agent.json"))
-            .await
-            .map_err(|error| Trouble::Provider(error.into()))?;
-        // Without one the agent says so in its log.
-        if let Some(config) = config {
-            let files = Files::of(&self.engine, name);
-            files
-                .put(&format!("{DIR}/agent.json"), "0600", config)
-                .await?;
-        }
-        let order = json!({"action": "start", "timeout": 60});
-        let path = format!("/1.0/instances/{name}/state");
-        match self.finish(Method::PUT, &path, Some(&order)).await {
-            Err(trouble) if trouble.says(&["already running"]) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// What liblxc says about an instance that did not start.
-    async fn why_not_started(&self, name: &str) -> String {
-        let path = format!("/1.0/instances/{name}/logs/lxc.log");
-        let request = hyper::Request::new(http_body_util::Full::default());
-        let read = async {
-            let response = self.engine.send(&path, request).await?;
-            self.engine.bytes(response, log::MAX_LOG).await
-        };
-        let Ok(content) = read.await else {
-            return String::new();
-        };
-        log::errors_in(&String::from_utf8_lossy(&content))
     }
 }
 

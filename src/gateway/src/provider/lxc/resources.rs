@@ -3,31 +3,25 @@
 use std::time::Duration;
 
 use hyper::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::{Context, Environment, ProviderError};
-use super::Lxc;
 use super::engine::Trouble;
 use super::files::Files;
 use super::image::LxcImage;
 use super::init::{self, InitError};
 use super::instance::{self, Ground, Instance, Owner, Source};
-use super::operation::{Other, done, settle};
+use super::operation::done;
+use super::{Lxc, PAUSE, REMOVAL_LIMIT};
 use crate::node::Command;
 use crate::workspace::WorkspaceId;
 
 /// How long the engine may take to make an instance, fetching its image included.
 const CREATION_LIMIT: Duration = Duration::from_secs(3600);
 
-/// How long the engine may take to remove an instance or a volume.
-const REMOVAL_LIMIT: Duration = Duration::from_secs(120);
-
 /// How long giving up may take.
 const CANCEL_LIMIT: Duration = Duration::from_secs(10);
-
-/// Time between two tries of what the engine is not ready for.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// What an engine says when an image server has no such image.
 const ABSENT: [&str; 3] = ["couldn't be found", "not found", "Not Found"];
@@ -303,45 +297,6 @@ impl Lxc {
         }
     }
 
-    /// Removes an instance, whatever goes on with it.
-    pub(super) async fn remove(&self, name: &str) -> Result<(), ProviderError> {
-        let deadline = Instant::now() + REMOVAL_LIMIT;
-        let path = format!("/1.0/instances/{name}");
-        loop {
-            let removed = async {
-                settle(
-                    &self.engine,
-                    &|one| one == name,
-                    Other::Cancel,
-                    REMOVAL_LIMIT,
-                )
-                .await?;
-                self.kill(name).await?;
-                self.finish(Method::DELETE, &path, None).await
-            };
-            match removed.await {
-                Ok(()) => return Ok(()),
-                Err(trouble) if trouble.is_absent() => return Ok(()),
-                Err(Trouble::Provider(error)) => return Err(error),
-                Err(trouble) if Instant::now() >= deadline => {
-                    return Err(self.engine.failed("remove container", trouble));
-                }
-                Err(trouble) => tracing::debug!(name, %trouble, "removing an instance"),
-            }
-            sleep(PAUSE).await;
-        }
-    }
-
-    /// Ends an instance at once; one that does not run is fine.
-    pub(super) async fn kill(&self, name: &str) -> Result<(), Trouble> {
-        let order = json!({"action": "stop", "force": true});
-        let path = format!("/1.0/instances/{name}/state");
-        match self.finish(Method::PUT, &path, Some(&order)).await {
-            Err(trouble) if trouble.says(&["already stopped", "not running"]) => Ok(()),
-            other => other,
-        }
-    }
-
     /// Removes a volume that no instance uses any more.
     pub(super) async fn remove_volume(&self, path: &str) -> Result<(), ProviderError> {
         let deadline = Instant::now() + REMOVAL_LIMIT;
@@ -357,16 +312,6 @@ impl Lxc {
             }
             sleep(PAUSE).await;
         }
-    }
-
-    /// Has something done that takes a moment.
-    pub(super) async fn finish(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&Value>,
-    ) -> Result<(), Trouble> {
-        done(&self.engine, method, path, body, REMOVAL_LIMIT, None).await
     }
 }
 
