@@ -27,4 +27,5 @@ mod process;
 pub mod server;
 mod session;
 pub mod sftp;
+pub mod supervisor;
 pub mod users;

@@ -1,0 +1,4 @@
+//! The services of the environment.
+
+pub mod policy;
+pub mod spec;
