@@ -27,13 +27,20 @@ use russh::Channel;
 use russh::server::Msg;
 
 use crate::connection::Connection;
+use crate::rpc;
 use control::Events;
+use setup::Requested;
 
 /// Serves one session channel to its end.
 pub async fn serve(connection: Arc<Connection>, channel: Channel<Msg>, events: Events) {
     let (mut reader, writer) = channel.split();
-    if let Some((setup, program)) = setup::receive(&connection, &mut reader, writer.id()).await {
-        run::run(&connection, reader, &writer, events, setup, program).await;
+    if let Some((setup, requested)) = setup::receive(&connection, &mut reader, writer.id()).await {
+        match requested {
+            Requested::Rpc => rpc::serve(&connection, reader, &writer, &events.closed).await,
+            Requested::Process(program) => {
+                run::run(&connection, reader, &writer, events, setup, program).await;
+            }
+        }
     }
     let _ = writer.close().await;
 }
