@@ -49,7 +49,7 @@ impl Core {
         let workspaces = Workspaces::start(Settings {
             store: store.clone(),
             host_ca: key("host_ca"),
-            agent_login_key: key("agent_key").public(),
+            agent_key: key("agent_key"),
             agent_dir: Gateway::binary("vendetta-agent")
                 .parent()
                 .map(Path::to_owned),
@@ -102,9 +102,9 @@ impl Core {
     async fn ask(&self, request: &str) -> Operation {
         let workspace = self.workspace();
         match request {
-            "up" => self.workspaces.up(&workspace).await,
+            "up" => self.workspaces.up(&workspace, None).await,
             "down" => self.workspaces.down(&workspace).await,
-            "rebuild" => self.workspaces.rebuild(&workspace).await,
+            "rebuild" => self.workspaces.rebuild(&workspace, None).await,
             "destroy" => self.workspaces.destroy(&workspace).await,
             other => panic!("{other}"),
         }

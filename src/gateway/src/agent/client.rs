@@ -2,7 +2,7 @@
 //! and commands run in the environment for the workspace's owner (hooks, the
 //! clone of a repository).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,15 +49,15 @@ impl AgentClient {
         pool: &Pool,
         target: &AgentTarget,
         ssh_agent: Option<Arc<dyn AgentAccess>>,
-    ) -> Result<Self, AgentError> {
+    ) -> Result<Arc<Self>, AgentError> {
         let user = vendetta_proto::agent::DEFAULT_USER;
         let connection = pool.connect(target, user).await?;
         let opens = tokio::spawn(serve(connection.opens, ssh_agent));
-        Ok(Self {
+        Ok(Arc::new(Self {
             workspace: target.workspace.to_string(),
             handle: connection.handle,
             _opens: AbortOnDropHandle::new(opens),
-        })
+        }))
     }
 
     fn failed(&self, source: russh::Error) -> AgentError {
@@ -87,7 +87,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// When the agent cannot be asked.
-    pub async fn ask(&self, request: &Request) -> Result<Answers<'_>, AgentError> {
+    pub async fn ask(self: &Arc<Self>, request: &Request) -> Result<Answers, AgentError> {
         let channel = self.session().await?;
         let mut line =
             serde_json::to_vec(request).map_err(|error| self.garbled(error.to_string()))?;
@@ -98,7 +98,7 @@ impl AgentClient {
         };
         asked.await.map_err(|source| self.failed(source))?;
         Ok(Answers {
-            client: self,
+            client: Arc::clone(self),
             channel,
             buffer: BytesMut::new(),
             ended: false,
@@ -109,7 +109,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// When the agent cannot be asked, says nothing in time, or refuses.
-    pub async fn ask_one(&self, request: &Request) -> Result<Answer, AgentError> {
+    pub async fn ask_one(self: &Arc<Self>, request: &Request) -> Result<Answer, AgentError> {
         let answer = async { self.ask(request).await?.next().await };
         match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
             Ok(Ok(Some(answer))) => Ok(answer),
@@ -127,27 +127,21 @@ impl AgentClient {
     /// # Errors
     /// When it cannot be started.
     pub async fn run(
-        &self,
+        self: &Arc<Self>,
         command: Vec<u8>,
-        variables: &BTreeMap<String, String>,
         with_ssh_agent: bool,
-    ) -> Result<Running<'_>, AgentError> {
+    ) -> Result<Running, AgentError> {
         let channel = self.session().await?;
         let started = async {
             if with_ssh_agent {
                 channel.agent_forward(false).await?;
-            }
-            for (name, value) in variables {
-                channel
-                    .set_env(false, name.as_str(), value.as_str())
-                    .await?;
             }
             channel.exec(false, command).await?;
             channel.eof().await
         };
         started.await.map_err(|source| self.failed(source))?;
         Ok(Running {
-            client: self,
+            client: Arc::clone(self),
             channel,
             end: None,
         })
@@ -156,14 +150,14 @@ impl AgentClient {
 
 /// The answers to one request.
 #[derive(Debug)]
-pub struct Answers<'a> {
-    client: &'a AgentClient,
+pub struct Answers {
+    client: Arc<AgentClient>,
     channel: Channel<client::Msg>,
     buffer: BytesMut,
     ended: bool,
 }
 
-impl Answers<'_> {
+impl Answers {
     /// The next answer; none after the last. Safe to cancel.
     ///
     /// # Errors
@@ -212,13 +206,13 @@ pub enum Output {
 
 /// A command under way; dropping it hangs it up.
 #[derive(Debug)]
-pub struct Running<'a> {
-    client: &'a AgentClient,
+pub struct Running {
+    client: Arc<AgentClient>,
     channel: Channel<client::Msg>,
     end: Option<u32>,
 }
 
-impl Running<'_> {
+impl Running {
     /// What comes next; [`Output::Ended`] is the last. Safe to cancel.
     ///
     /// # Errors

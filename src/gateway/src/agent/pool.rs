@@ -140,6 +140,12 @@ pub struct Pool {
     shared: Arc<Shared>,
 }
 
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pool")
+    }
+}
+
 struct Shared {
     key: Arc<russh::keys::PrivateKey>,
     config: Arc<client::Config>,

@@ -1,5 +1,7 @@
 //! Bringing a workspace up and down, making it anew, removing it.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::command::{Done, Session};
@@ -7,6 +9,7 @@ use super::failure::Failure;
 use super::progress::{result_line, watch};
 use super::workspace::find;
 use crate::access::{Action, Authorized};
+use crate::inventory::AgentAccess;
 use crate::workspace::{Operation, WorkspaceRef, Workspaces};
 
 /// What to do with a workspace.
@@ -22,11 +25,12 @@ impl Change {
         self,
         workspaces: &Workspaces,
         workspace: &Authorized<WorkspaceRef>,
+        ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Operation {
         match self {
-            Self::Up => workspaces.up(workspace).await,
+            Self::Up => workspaces.up(workspace, ssh_agent).await,
             Self::Down => workspaces.down(workspace).await,
-            Self::Rebuild => workspaces.rebuild(workspace).await,
+            Self::Rebuild => workspaces.rebuild(workspace, ssh_agent).await,
         }
     }
 
@@ -63,7 +67,10 @@ pub(super) async fn follow(
     workspace: &Authorized<WorkspaceRef>,
     change: Change,
 ) -> Result<Done, Failure> {
-    let operation = change.begin(&session.control.workspaces, workspace).await;
+    let ssh_agent = session.console.agent();
+    let operation = change
+        .begin(&session.control.workspaces, workspace, ssh_agent)
+        .await;
     let name = &workspace.name;
     let (subject, follow_up) = (
         format!("workspace {name}"),

@@ -20,7 +20,9 @@ use vendetta_proto::NodeName;
 use crate::access::Authorized;
 use crate::agent::opens::{AgentHandler, EnvironmentOpen};
 use crate::agent::pool::{AgentConnection, AgentError, Pool};
-use crate::workspace::{Agent, Progress, WorkspaceError, WorkspaceRef, Workspaces};
+use crate::workspace::{
+    Agent, AgentTarget, Operation, Progress, WorkspaceError, WorkspaceRef, Workspaces,
+};
 
 /// Progress lines a slow watcher may be behind before it misses some.
 const PROGRESS_LINES: usize = 64;
@@ -207,17 +209,10 @@ impl Connecting {
         loop {
             let target = match self.workspaces.agent(&self.workspace).await {
                 Ok(Agent::Ready(target)) => target,
-                Ok(Agent::Starting(mut operation)) => {
-                    while let Some(progress) = operation.next().await {
-                        // Nobody watching is fine.
-                        let _ = self.progress.send(progress);
-                    }
-                    operation
-                        .outcome()
-                        .await
-                        .map_err(|error| LinkError::from(&error))?;
-                    continue;
-                }
+                Ok(Agent::Starting(operation)) => match self.wait_for(operation).await? {
+                    Some(target) => target,
+                    None => continue,
+                },
                 Err(error) => return Err(LinkError::from(&error)),
             };
             match self.pool.take(&target, &self.user).await {
@@ -246,6 +241,33 @@ impl Connecting {
                 }
             }
         }
+    }
+}
+
+impl Connecting {
+    /// Waits until sessions can be opened, or the operation has ended.
+    async fn wait_for(
+        &self,
+        mut operation: Operation,
+    ) -> Result<Option<Arc<AgentTarget>>, LinkError> {
+        let mut reachable = std::pin::pin!(self.workspaces.reachable(&self.workspace));
+        loop {
+            tokio::select! {
+                biased;
+                target = &mut reachable => {
+                    return target.map(Some).map_err(|error| LinkError::from(&error));
+                }
+                progress = operation.next() => match progress {
+                    // Nobody watching is fine.
+                    Some(progress) => drop(self.progress.send(progress)),
+                    None => break,
+                }
+            }
+        }
+        let ended = operation.outcome().await;
+        ended
+            .map(|()| None)
+            .map_err(|error| LinkError::from(&error))
     }
 }
 

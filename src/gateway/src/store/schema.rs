@@ -62,6 +62,10 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX workspaces_of_a_node ON workspaces (node);
 ",
+    "
+    -- The generation whose environment has been set up: repository, create hook.
+    ALTER TABLE workspaces ADD COLUMN provisioned INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Opens the file and brings it up to date.

@@ -20,9 +20,10 @@ use super::{
     ErrorKind, Operation, Overrides, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec,
 };
 use crate::access::{Account, Action, Authorized, Gateway, Principal, Resource, authorize};
+use crate::agent::pool::Pool;
 use crate::events::Events;
 use crate::inventory::{self, Inventory, Node};
-use crate::node::NodeTransport;
+use crate::node::{AgentAccess, NodeTransport};
 use crate::store::{Store, WorkspaceRow};
 
 pub use crate::provider::{Endpoint, LogOptions};
@@ -35,7 +36,7 @@ pub struct Settings {
     /// Certifies the host keys of agents.
     pub host_ca: PrivateKey,
     /// The key with which the gateway logs in to agents.
-    pub agent_login_key: PublicKey,
+    pub agent_key: PrivateKey,
     /// Where the agents' executables are; none: beside the gateway's own, or
     /// in `../libexec/vendetta` from there.
     pub agent_dir: Option<PathBuf>,
@@ -154,6 +155,12 @@ impl Workspaces {
         Ok(Self(services))
     }
 
+    /// Connections to their agents.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
     /// The nodes.
     #[must_use]
     pub fn inventory(&self) -> &Inventory {
@@ -221,6 +228,7 @@ impl Workspaces {
             provider: spec.provider,
             config: spec.config,
             record: Record::NEW,
+            provisioned: 0,
             host_key,
             created: jiff::Timestamp::now(),
         };
@@ -277,9 +285,14 @@ impl Workspaces {
             .ok_or_else(|| WorkspaceError::not_found(name))
     }
 
-    async fn ask(&self, workspace: &WorkspaceRef, request: Request) -> Operation {
+    async fn ask(
+        &self,
+        workspace: &WorkspaceRef,
+        request: Request,
+        ssh_agent: Option<Arc<dyn AgentAccess>>,
+    ) -> Operation {
         let answer = match self.entry(workspace) {
-            Ok(entry) => entry.ask(request).await.ok_or_else(|| {
+            Ok(entry) => entry.ask(request, ssh_agent).await.ok_or_else(|| {
                 if self.0.cancel.is_cancelled() {
                     let context = entry.context();
                     WorkspaceError::new(ErrorKind::Unavailable, context, "the gateway is stopping")
@@ -292,24 +305,33 @@ impl Workspaces {
         answer.unwrap_or_else(|error| Operation::ended(Err(error), None))
     }
 
-    /// Brings it up.
-    pub async fn up(&self, workspace: &Authorized<WorkspaceRef>) -> Operation {
-        self.ask(workspace, Request::Up).await
+    /// Brings it up; `ssh_agent` is the caller's, for a repository that wants
+    /// their key.
+    pub async fn up(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+        ssh_agent: Option<Arc<dyn AgentAccess>>,
+    ) -> Operation {
+        self.ask(workspace, Request::Up, ssh_agent).await
     }
 
     /// Takes it down; its disk stays.
     pub async fn down(&self, workspace: &Authorized<WorkspaceRef>) -> Operation {
-        self.ask(workspace, Request::Down).await
+        self.ask(workspace, Request::Down, None).await
     }
 
     /// Makes its environment anew and brings it up; `/workspace` stays.
-    pub async fn rebuild(&self, workspace: &Authorized<WorkspaceRef>) -> Operation {
-        self.ask(workspace, Request::Rebuild).await
+    pub async fn rebuild(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+        ssh_agent: Option<Arc<dyn AgentAccess>>,
+    ) -> Operation {
+        self.ask(workspace, Request::Rebuild, ssh_agent).await
     }
 
     /// Removes all of it.
     pub async fn destroy(&self, workspace: &Authorized<WorkspaceRef>) -> Operation {
-        self.ask(workspace, Request::Destroy).await
+        self.ask(workspace, Request::Destroy, None).await
     }
 
     /// How it is. From memory.
@@ -379,8 +401,20 @@ impl Workspaces {
                 "it is {}, and its auto_up is false",
                 snapshot.phase
             )),
-            _ => Ok(Agent::Starting(self.up(workspace).await)),
+            _ => Ok(Agent::Starting(self.up(workspace, None).await)),
         }
+    }
+
+    /// Waits until sessions can be opened in it, which may be before the work
+    /// that brings it up has ended.
+    ///
+    /// # Errors
+    /// When it was destroyed since it was found (3).
+    pub async fn reachable(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+    ) -> Result<Arc<AgentTarget>, WorkspaceError> {
+        Ok(self.entry(workspace)?.reachable().await)
     }
 
     /// To be called when a running workspace's agent could not be reached:

@@ -5,11 +5,16 @@
 //! what the rest of the gateway sees.
 
 mod actor;
+mod callers;
 mod entry;
 mod error;
+mod forges;
+mod hook;
 mod id;
 mod manager;
 mod operation;
+mod provision;
+mod service;
 mod services;
 mod spec;
 mod state;
@@ -23,6 +28,7 @@ pub use manager::{
     Agent, AgentTarget, Endpoint, LogOptions, LogStream, Settings, WorkspaceRef, Workspaces,
 };
 pub use operation::{Operation, Progress, ProgressSink, Step};
+pub use service::{ServiceRequest, described};
 pub use spec::{Overrides, Spec, WORKSPACE_DIR};
 pub use state::{Desired, Found, Phase, Record};
 pub use status::{Failure, WorkspaceStatus};
