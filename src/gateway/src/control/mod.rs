@@ -18,6 +18,7 @@ mod node_view;
 mod progress;
 mod prompt;
 mod redraw;
+pub mod service;
 mod status;
 mod terminal;
 mod text;

@@ -277,7 +277,17 @@ impl Workspaces {
         entries
     }
 
-    fn entry(&self, workspace: &WorkspaceRef) -> Result<Arc<Entry>, WorkspaceError> {
+    /// Ends every task.
+    pub(super) fn cancellation(&self) -> CancellationToken {
+        self.0.cancel.clone()
+    }
+
+    /// Owns every task.
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        &self.0.tracker
+    }
+
+    pub(super) fn entry(&self, workspace: &WorkspaceRef) -> Result<Arc<Entry>, WorkspaceError> {
         let name = workspace.name.as_str();
         let found = self.0.read(|entries| entries.get(name).cloned());
         found

@@ -11,6 +11,7 @@ mod error;
 mod forges;
 mod hook;
 mod id;
+mod inside;
 mod manager;
 mod operation;
 mod provision;
@@ -24,6 +25,7 @@ mod work;
 
 pub use error::{ErrorKind, WorkspaceError};
 pub use id::WorkspaceId;
+pub use inside::ServiceLogOptions;
 pub use manager::{
     Agent, AgentTarget, Endpoint, LogOptions, LogStream, Settings, WorkspaceRef, Workspaces,
 };

@@ -125,11 +125,6 @@ impl Spec {
             }
         };
         note(
-            !config.services.is_empty(),
-            "services are stored, not started yet",
-        );
-        note(!config.hooks.is_empty(), "hooks are stored, not run yet");
-        note(
             config.idle_timeout.is_some(),
             "idle_timeout is stored, not acted upon yet",
         );
@@ -344,11 +339,11 @@ mod tests {
     fn what_is_not_acted_on_is_named() {
         let spec = resolve(serde_json::json!({
             "provider": "host", "resources": {"cpu": 1}, "idle_timeout": "2h",
-            "services": {"db": {"command": "x"}}, "hooks": {"up": "x"}, "lxc": {"image": "y"},
+            "lxc": {"image": "y"},
         }))
         .unwrap();
         let lines = spec.inactive().join("\n");
-        for word in ["services", "hooks", "idle_timeout", "resources", "lxc"] {
+        for word in ["idle_timeout", "resources", "lxc"] {
             assert!(lines.contains(word), "{word}: {lines}");
         }
         let plain = resolve(serde_json::json!({"docker": {"image": "x"}})).unwrap();
