@@ -15,6 +15,7 @@ mod program;
 mod pty;
 mod run;
 mod setup;
+mod sftp;
 mod signals;
 mod streams;
 
@@ -28,12 +29,17 @@ use russh::server::Msg;
 
 use crate::connection::Connection;
 use control::Events;
+use setup::Program;
 
 /// Serves one session channel to its end.
 pub async fn serve(connection: Arc<Connection>, channel: Channel<Msg>, events: Events) {
     let (mut reader, writer) = channel.split();
     if let Some((setup, program)) = setup::receive(&connection, &mut reader, writer.id()).await {
-        run::run(&connection, reader, &writer, events, setup, program).await;
+        if program == Program::Sftp && !setup.input_ended && sftp::serves(&connection) {
+            sftp::run(&connection, reader, &writer, events).await;
+        } else {
+            run::run(&connection, reader, &writer, events, setup, program).await;
+        }
     }
     let _ = writer.close().await;
 }
