@@ -234,6 +234,10 @@ async fn build(
         state_dir: config.state_dir.clone(),
         docker_socket: config.docker.socket.clone(),
         allow_host: config.local.allow_host,
+        ports: workspace::PortSettings {
+            range: config.ports.range.0.clone(),
+            bind: config.ports.bind,
+        },
         node_key: keys.node.clone(),
         events: events.clone(),
         tracker: tasks.clone(),

@@ -3,6 +3,7 @@
 //! clone of a repository).
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,15 @@ use crate::workspace::AgentTarget;
 /// How long an agent may take to answer a request that it can answer at once.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long an agent may take to say whether it could dial; longer than it
+/// tries each of two addresses itself.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(45);
+
 /// SSH_EXTENDED_DATA_STDERR (RFC 4254 section 5.2).
 const STDERR: u32 = 1;
+
+/// A connection made inside an environment.
+pub type Dialled = Channel<client::Msg>;
 
 /// A connection to an agent.
 pub struct AgentClient {
@@ -116,6 +124,36 @@ impl AgentClient {
             Ok(Ok(Some(answer))) => Ok(answer),
             Ok(Ok(None)) => Err(self.garbled("it ended without an answer")),
             Ok(Err(error)) => Err(error),
+            Err(_) => Err(AgentError::TimedOut {
+                workspace: self.workspace.clone(),
+                limit: ANSWER_TIMEOUT,
+            }),
+        }
+    }
+
+    /// Whether the connection is lost.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.handle.is_closed()
+    }
+
+    /// Opens a connection from inside the environment to `host`:`port`, for
+    /// somebody at `peer`.
+    ///
+    /// # Errors
+    /// When nothing accepts there, or the agent cannot be asked.
+    pub async fn dial(
+        &self,
+        host: &str,
+        port: u16,
+        peer: SocketAddr,
+    ) -> Result<Dialled, AgentError> {
+        let (from, from_port) = (peer.ip().to_string(), peer.port());
+        let opening =
+            self.handle
+                .channel_open_direct_tcpip(host, port.into(), from, from_port.into());
+        match tokio::time::timeout(DIAL_TIMEOUT, opening).await {
+            Ok(opened) => opened.map_err(|source| self.failed(source)),
             Err(_) => Err(AgentError::TimedOut {
                 workspace: self.workspace.clone(),
                 limit: ANSWER_TIMEOUT,

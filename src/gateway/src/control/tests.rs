@@ -83,6 +83,10 @@ impl Lab {
             state_dir: state_dir.clone(),
             docker_socket: dir.path().join("no-docker.sock"),
             allow_host: true,
+            ports: crate::workspace::PortSettings {
+                range: 20000..=29999,
+                bind: "127.0.0.1".parse().unwrap(),
+            },
             node_key: PrivateKey::generate_ed25519("nodes").unwrap(),
             events: Events::default(),
             tracker: TaskTracker::new(),

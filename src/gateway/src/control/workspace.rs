@@ -8,12 +8,13 @@ use super::command::{Done, Session};
 use super::create::Create;
 use super::failure::Failure;
 use super::lifecycle::{self, Change};
+use super::ports;
 use super::service::{self, Logs, Services};
 use super::text::{ago, printable, table};
 use crate::access::{Action, Authorized};
 use crate::config::nearest;
 use crate::inventory::NodeState;
-use crate::workspace::{ServiceRequest, WorkspaceRef, WorkspaceStatus};
+use crate::workspace::{Desired, Phase, ServiceRequest, WorkspaceRef, WorkspaceStatus};
 
 /// A workspace to do something with.
 #[derive(Debug, Args)]
@@ -67,7 +68,11 @@ pub enum WorkspaceCommand {
 
     /// Open a shell in a workspace, as "ssh WORKSPACE@vendetta" does
     #[command(
-        after_help = "Examples:\n  ssh -t vendetta workspace connect my-project\n  ssh -t vendetta workspace connect my-project --user root"
+        long_about = "Open a shell in a workspace, as \"ssh WORKSPACE@vendetta\" does.\n\n\
+            The local command \"vendetta\" also forwards the ports of the workspace's services,\n\
+            and those that its project config lists, to your own machine: each to the same port,\n\
+            or the next free one (one below 1024 to 8000 above it, unless you are root).",
+        after_help = "Examples:\n  vendetta workspace connect my-project\n  vendetta workspace connect my-project --forward-only\n  ssh -t vendetta workspace connect my-project --user root"
     )]
     Connect {
         /// Which workspace.
@@ -76,6 +81,29 @@ pub enum WorkspaceCommand {
         /// User inside the environment; the workspace's own when omitted
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
+        /// Forward no ports (local command "vendetta" only)
+        #[arg(long, conflicts_with = "forward_only")]
+        no_forward: bool,
+        /// Forward the ports and open no shell (local command "vendetta" only)
+        #[arg(long)]
+        forward_only: bool,
+    },
+
+    /// Show the ports of a workspace and how to reach them
+    #[command(
+        long_about = "Show the ports of a workspace and how to reach them.\n\n\
+            Ports of services, and those that the project config lists, have a port of the\n\
+            gateway's machine that stays theirs. Others on which a program listens inside are\n\
+            found. The line at the end of each brings it to your own machine.",
+        after_help = "Examples:\n  ssh vendetta workspace ports my-project\n  ssh -t vendetta workspace ports my-project --follow\n  ssh vendetta workspace ports my-project --json"
+    )]
+    Ports {
+        /// Which workspace.
+        #[command(flatten)]
+        target: Target,
+        /// Go on, and show them anew as they change
+        #[arg(long, short)]
+        follow: bool,
     },
 
     /// List the workspaces you may see
@@ -159,7 +187,14 @@ impl WorkspaceCommand {
             Self::Destroy { target, yes } => {
                 lifecycle::destroy(session, &target.workspace, yes).await
             }
-            Self::Connect { target, user } => {
+            Self::Connect {
+                forward_only: true, ..
+            } => Err(Failure::usage(
+                "workspace connect",
+                "only the local command vendetta forwards ports",
+            )
+            .remedy("over plain ssh: ssh vendetta workspace ports WORKSPACE")),
+            Self::Connect { target, user, .. } => {
                 let workspace = find(session, Action::Connect, &target.workspace)?;
                 Ok(Done::Attach {
                     workspace,
@@ -179,6 +214,9 @@ impl WorkspaceCommand {
                     user,
                     command,
                 })
+            }
+            Self::Ports { target, follow } => {
+                ports::ports(session, &target.workspace, follow).await
             }
             Self::List => list(session).await,
             Self::Status(target) => status(session, &target.workspace).await,
@@ -285,7 +323,7 @@ fn described(session: &Session<'_>, status: &WorkspaceStatus) -> String {
         ("Name", status.name.to_string()),
         (
             "State",
-            format!("{} {}", status.state, ago(status.since, now)),
+            format!("{}{} {}", status.state, why(status), ago(status.since, now)),
         ),
         (
             "Provider",
@@ -302,6 +340,7 @@ fn described(session: &Session<'_>, status: &WorkspaceStatus) -> String {
         lines.push(("Failed", format!("{}: {}", failure.step, failure.cause)));
         lines.extend(failure.remedy.clone().map(|remedy| ("Remedy", remedy)));
     }
+    lines.extend(ports::brief(&status.ports).map(|ports| ("Ports", ports)));
     lines.extend(status.note.clone().map(|note| ("Note", note)));
     lines.extend(
         status
@@ -313,6 +352,16 @@ fn described(session: &Session<'_>, status: &WorkspaceStatus) -> String {
         .iter()
         .map(|(name, value)| format!("{name:<10}{}\n", printable(value)))
         .collect()
+}
+
+/// Why it is in its state, where that needs a word.
+fn why(status: &WorkspaceStatus) -> String {
+    match (status.state, status.desired, status.idle_timeout) {
+        (Phase::Stopped | Phase::Stopping, Desired::Idle, Some(timeout)) => {
+            format!(", went idle after {timeout},")
+        }
+        _ => String::new(),
+    }
 }
 
 #[cfg(test)]

@@ -32,10 +32,11 @@ pub async fn run(
         workspace,
         user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
     );
-    let task = shared.clone();
+    let _in_use = environment.in_use();
+    let (task, served) = (shared.clone(), environment.clone());
     shared.spawn(async move {
         if let Some(opens) = connecting.run().await {
-            forward::serve(task, opens).await;
+            forward::serve(task, served, opens).await;
         }
     });
     let OpenedSession { channel, farewell } = match environment.open_session(&mut io.stderr).await {

@@ -21,7 +21,8 @@ use crate::access::Authorized;
 use crate::agent::opens::{AgentHandler, EnvironmentOpen};
 use crate::agent::pool::{AgentConnection, AgentError, Pool};
 use crate::workspace::{
-    Agent, AgentTarget, Operation, Progress, WorkspaceError, WorkspaceRef, Workspaces,
+    Activity, Agent, AgentTarget, InUse, Operation, Progress, WorkspaceError, WorkspaceRef,
+    Workspaces,
 };
 
 /// Progress lines a slow watcher may be behind before it misses some.
@@ -85,6 +86,7 @@ type Outcome = Option<Result<Link, LinkError>>;
 /// The link of one connection; clones share it.
 #[derive(Clone)]
 pub struct Environment {
+    activity: Option<Activity>,
     outcome: watch::Receiver<Outcome>,
     progress: broadcast::Sender<Progress>,
 }
@@ -110,6 +112,8 @@ impl Environment {
     ) -> (Self, Connecting) {
         let (sender, outcome) = watch::channel(None);
         let (progress, _) = broadcast::channel(PROGRESS_LINES);
+        // None: it was destroyed since it was found.
+        let activity = workspaces.activity(&workspace).ok();
         let connecting = Connecting {
             workspaces,
             pool,
@@ -118,7 +122,18 @@ impl Environment {
             outcome: sender,
             progress: progress.clone(),
         };
-        (Self { outcome, progress }, connecting)
+        let environment = Self {
+            activity,
+            outcome,
+            progress,
+        };
+        (environment, connecting)
+    }
+
+    /// Counts the workspace as in use until the result is dropped.
+    #[must_use]
+    pub fn in_use(&self) -> Option<InUse> {
+        self.activity.as_ref().map(Activity::begin)
     }
 
     /// Waits for the link.
@@ -205,6 +220,9 @@ impl Connecting {
     }
 
     async fn connect(&self) -> Result<(AgentConnection, NodeName), LinkError> {
+        // It must not go idle between its agent and our connection to it.
+        let activity = self.workspaces.activity(&self.workspace);
+        let _in_use = activity.as_ref().map(Activity::begin);
         let mut looked_again = false;
         loop {
             let target = match self.workspaces.agent(&self.workspace).await {
