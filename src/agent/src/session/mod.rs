@@ -15,6 +15,7 @@ mod program;
 mod pty;
 mod run;
 mod setup;
+mod sftp;
 mod signals;
 mod streams;
 
@@ -29,7 +30,7 @@ use russh::server::Msg;
 use crate::connection::Connection;
 use crate::rpc;
 use control::Events;
-use setup::Requested;
+use setup::{Program, Requested};
 
 /// Serves one session channel to its end.
 pub async fn serve(connection: Arc<Connection>, channel: Channel<Msg>, events: Events) {
@@ -37,6 +38,11 @@ pub async fn serve(connection: Arc<Connection>, channel: Channel<Msg>, events: E
     if let Some((setup, requested)) = setup::receive(&connection, &mut reader, writer.id()).await {
         match requested {
             Requested::Rpc => rpc::serve(&connection, reader, &writer, &events.closed).await,
+            Requested::Process(Program::Sftp)
+                if !setup.input_ended && sftp::serves(&connection) =>
+            {
+                sftp::run(&connection, reader, &writer, events).await;
+            }
             Requested::Process(program) => {
                 run::run(&connection, reader, &writer, events, setup, program).await;
             }

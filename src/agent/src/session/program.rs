@@ -78,13 +78,7 @@ pub fn launch(
         session,
     }
     .merge();
-    let directories = settings
-        .workdir
-        .iter()
-        .chain([&user.home])
-        .cloned()
-        .chain([PathBuf::from("/")])
-        .collect();
+    let directories = directories(connection).collect();
     Ok(Launch {
         program,
         argv0,
@@ -94,6 +88,13 @@ pub fn launch(
         identity: Identity::of(user),
         stdio,
     })
+}
+
+/// Where a session begins: the first of these that can be entered.
+pub fn directories(connection: &Connection) -> impl Iterator<Item = PathBuf> {
+    let workdir = connection.agent.settings.workdir.iter();
+    let home = [&connection.user.home];
+    workdir.chain(home).cloned().chain([PathBuf::from("/")])
 }
 
 /// The user's shell, or the system's when that does not exist.
