@@ -505,7 +505,9 @@ fn a_follower_goes_on_over_rotations() {
         last.is_some_and(|line| line.text == "done")
     });
     let files = std::fs::read_dir(agent.path("log").join("loud")).unwrap();
-    assert_eq!(files.count(), 3);
+    let is_log = |name: &std::ffi::OsString| name.to_string_lossy().ends_with(".log");
+    let names = files.map(|file| file.unwrap().file_name());
+    assert_eq!(names.filter(is_log).count(), 3);
     let mut last = 0;
     loop {
         let line = line(watch.next().unwrap());
@@ -551,16 +553,16 @@ fn logs_outlive_the_agent_and_can_be_read_by_tail_and_time() {
 
     agent.process.kill().unwrap();
     agent.process.wait().unwrap();
-    for status in after.values() {
-        let pid = nix::unistd::Pid::from_raw(status.pid.unwrap().cast_signed());
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-    }
     // As if it had been killed while it wrote.
     let file = agent.path("log").join("a").join("0000000001.log");
     let mut torn = std::fs::read(&file).unwrap();
     torn.extend_from_slice(b"17600000");
     std::fs::write(&file, torn).unwrap();
     agent.restart();
+    for status in after.values() {
+        let pid = status.pid.unwrap().to_string();
+        wait_until("what the killed agent left is gone", || !lives(&pid));
+    }
     start_all(&agent);
     let lines = logs(&agent, &["a"], None, None);
     let texts: Vec<&str> = lines
