@@ -5,6 +5,7 @@ mod bad_input;
 mod control;
 mod crash;
 mod forward;
+mod hooks;
 mod lab;
 mod lifecycle;
 mod login;
