@@ -14,6 +14,7 @@ mod nodes;
 mod relay;
 mod scale;
 mod serve;
+mod services;
 mod session;
 mod transfer;
 mod users;
