@@ -514,6 +514,31 @@ fn one_that_crashes_is_settled_badly_and_tried_on() {
 }
 
 #[test]
+fn one_that_is_unhealthy_is_judged_anew_when_it_is_asked_for_again() {
+    let failing = Nature {
+        checked: true,
+        passes: false,
+        ..plain(&[])
+    };
+    let mut world = World::new(vec![failing]);
+    world.request(Change::Start, BTreeSet::new());
+    world.settle();
+    let status = world.status(0);
+    assert_eq!(
+        (status.state, status.settled),
+        (ServiceState::Unhealthy, Settled::Badly)
+    );
+    // Mended from outside, without another start.
+    world.natures[0].passes = true;
+    world.request(Change::Start, BTreeSet::new());
+    assert_eq!(world.status(0).settled, Settled::NotYet);
+    world.settle();
+    assert_eq!(world.states(), [ServiceState::Healthy]);
+    assert_eq!(world.status(0).settled, Settled::Well);
+    assert_eq!(world.launched.len(), 1);
+}
+
+#[test]
 fn those_that_depend_on_what_fails_run_on_and_are_told() {
     let db = Nature {
         checked: true,

@@ -210,6 +210,10 @@ impl Unit {
             Phase::Launching(_) | Phase::Running { .. } if self.asked == Some(Then::Stay) => {
                 self.asked = None;
             }
+            // Something may have been mended meanwhile: its check is tried at once.
+            Phase::Running { health, .. } if health.verdict == Verdict::Unhealthy => {
+                health.doubt(now);
+            }
             Phase::EndedWell(_) | Phase::Waiting | Phase::Launching(_) | Phase::Running { .. } => {}
         }
     }
@@ -450,6 +454,17 @@ impl Health {
             }),
             probe_at: check.map(|_| now.steady),
             healthy_at: check.is_none().then_some(now.steady + PROOF),
+        }
+    }
+
+    /// What was said of it before no longer counts.
+    fn doubt(&mut self, now: Now) {
+        self.verdict = Verdict::Starting;
+        self.settled = false;
+        self.failures = 0;
+        self.counts_from = now.steady;
+        if self.probe_at.is_some() {
+            self.probe_at = Some(now.steady);
         }
     }
 
