@@ -348,12 +348,12 @@ mod tests {
     #[test]
     fn what_is_not_acted_on_is_named() {
         let spec = resolve(serde_json::json!({
-            "provider": "host", "resources": {"cpu": 1}, "idle_timeout": "2h",
+            "provider": "host", "resources": {"cpu": 1},
             "services": {"db": {"command": "x"}}, "hooks": {"up": "x"}, "lxc": {"image": "y"},
         }))
         .unwrap();
         let lines = spec.inactive().join("\n");
-        for word in ["services", "hooks", "idle_timeout", "resources", "lxc"] {
+        for word in ["services", "hooks", "resources", "lxc"] {
             assert!(lines.contains(word), "{word}: {lines}");
         }
         let plain = resolve(serde_json::json!({"docker": {"image": "x"}})).unwrap();
