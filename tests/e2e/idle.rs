@@ -22,8 +22,8 @@ fn goes_idle(gateway: &Gateway) {
 fn one_that_nobody_uses_is_stopped_and_comes_up_for_the_next_who_connects() {
     let mut gateway = Gateway::docker();
     gateway.create("ws", &config(""));
-    let events = gateway.control("events --json").spawn();
-    events.expect_stdout(0, "");
+    let events = gateway.control("events").spawn();
+    events.expect_stderr(0, "Watching");
     gateway.control("workspace up ws").ok();
     goes_idle(&gateway);
     events.expect_stdout(0, "it went idle: nothing had used it for 2s");
@@ -101,6 +101,19 @@ fn sessions_and_forwards_in_use_keep_it_up_and_idle_connections_do_not() {
     // The ssh connection is still there, and holds no channel open.
     goes_idle(&gateway);
     drop(forward);
+}
+
+#[test]
+fn a_service_that_is_busy_keeps_it_up_until_it_ends() {
+    let gateway = Gateway::docker();
+    let command = "while ! test -e /tmp/stop; do sleep 0.1; done";
+    let service = format!("{{command: \"{command}\", busy: true, restart: \"no\"}}");
+    gateway.create("ws", &config(&format!("services: {{job: {service}}}")));
+    gateway.control("workspace up ws").ok();
+    sleep(WHILE);
+    assert_eq!(gateway.state("ws"), "running");
+    gateway.exec("ws", "touch /tmp/stop").ok();
+    goes_idle(&gateway);
 }
 
 #[test]

@@ -115,6 +115,70 @@ fn a_port_leads_inside_and_stays_the_same_until_the_workspace_is_destroyed() {
 }
 
 #[test]
+fn services_have_ports_and_what_else_listens_inside_is_found() {
+    let gateway = Gateway::docker();
+    let service =
+        "{command: python3 -m http.server 8000 --bind 127.0.0.1, port: 8000, health_check: /}";
+    gateway.create(
+        "ws",
+        &docker(TOOLS, &format!("services: {{web: {service}}}")),
+    );
+    gateway.control("workspace up ws").ok();
+    let web = address(&gateway, "ws");
+    let port = mapped(&gateway, "ws");
+    assert_eq!(port["service"], "web");
+    assert_eq!(port["url"], format!("http://{web}"));
+    let answer = echoed(connect(web), b"GET / HTTP/1.0\r\n\r\n").expect("an answer");
+    assert!(answer.starts_with(b"HTTP/1.0 200"), "{answer:?}");
+    let told = gateway
+        .exec("ws", "echo $VENDETTA_SERVICE_WEB_HOST_PORT")
+        .ok();
+    assert_eq!(told.text(), web.port().to_string());
+
+    // The line that is shown, with a port that is free here.
+    let line = port["forward"].as_str().expect("a line");
+    assert!(
+        line.starts_with("ssh -N -L 8000:web:8000 ws@127.0.0.1"),
+        "{line}"
+    );
+    let local = free_port();
+    let forward = format!("127.0.0.1:{local}:web:8000");
+    let forward = gateway.ssh("ws").args(["-N", "-L", &forward]).spawn();
+    let local = SocketAddr::from(([127, 0, 0, 1], local));
+    eventually("the forward leads to the service", || {
+        TcpStream::connect(local).is_ok_and(|stream| {
+            echoed(stream, b"GET / HTTP/1.0\r\n\r\n").is_ok_and(|answer| !answer.is_empty())
+        })
+    });
+    drop(forward);
+
+    gateway.echo_server("ws", "tcp 127.0.0.1 9000");
+    let ports = gateway.control("workspace ports ws --json").ok().json();
+    let [found] = &ports["discovered"].as_array().expect("a list")[..] else {
+        panic!("not one port: {ports}")
+    };
+    assert_eq!(found["port"], 9000);
+    assert_eq!(found["address"], "127.0.0.1");
+    let program = found["program"].as_str().expect("a program");
+    assert!(program.starts_with("python3"), "{found}");
+    let line = found["forward"].as_str().expect("a line");
+    assert!(
+        line.starts_with("ssh -N -L 9000:localhost:9000 ws@"),
+        "{line}"
+    );
+
+    // Followed, it is told when something else listens.
+    let follow = gateway
+        .control("workspace ports ws --follow --json")
+        .spawn();
+    let seen = follow.expect_stdout(0, "\"port\":9000");
+    gateway.echo_server("ws", "tcp 127.0.0.1 9001");
+    let seen = follow.expect_stdout(seen, "\"port\":9001");
+    gateway.control("workspace down ws").ok();
+    follow.expect_stdout(seen, "\"discovered\":null");
+}
+
+#[test]
 fn many_connections_at_once_carry_their_own_data_and_a_stalled_one_holds_up_none() {
     let gateway = Gateway::docker();
     gateway.create("ws", &docker(TOOLS, "ports: [8000]"));
@@ -282,7 +346,7 @@ fn the_local_command_connects_with_the_ports_forwarded() {
 
     // The same port is taken now, so it is another one.
     let other = forwarding(Some("--forward-only"));
-    other.expect_stderr(0, &format!(" leads to port {inside}\n"));
+    other.expect_stderr(0, format!(" leads to port {inside}\n"));
     let said = String::from_utf8(other.stderr()).expect("text");
     let port: u16 = said
         .split_once("127.0.0.1:")

@@ -3,6 +3,7 @@
 //! agent of an environment, and what it asks of that agent.
 
 pub mod agent;
+pub mod graph;
 pub mod hook;
 pub mod name;
 pub mod rpc;

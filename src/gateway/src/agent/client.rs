@@ -87,6 +87,7 @@ impl AgentClient {
             Ok(opened) => opened.map_err(|source| self.failed(source)),
             Err(_) => Err(AgentError::TimedOut {
                 workspace: self.workspace.clone(),
+                limit: ANSWER_TIMEOUT,
             }),
         }
     }
@@ -101,7 +102,7 @@ impl AgentClient {
             serde_json::to_vec(request).map_err(|error| self.garbled(error.to_string()))?;
         line.push(b'\n');
         let asked = async {
-            channel.request_subsystem(false, SUBSYSTEM).await?;
+            channel.request_subsystem(true, SUBSYSTEM).await?;
             channel.data_bytes(line).await
         };
         asked.await.map_err(|source| self.failed(source))?;
@@ -125,6 +126,7 @@ impl AgentClient {
             Ok(Err(error)) => Err(error),
             Err(_) => Err(AgentError::TimedOut {
                 workspace: self.workspace.clone(),
+                limit: ANSWER_TIMEOUT,
             }),
         }
     }
@@ -154,6 +156,7 @@ impl AgentClient {
             Ok(opened) => opened.map_err(|source| self.failed(source)),
             Err(_) => Err(AgentError::TimedOut {
                 workspace: self.workspace.clone(),
+                limit: ANSWER_TIMEOUT,
             }),
         }
     }
@@ -223,6 +226,9 @@ impl Answers {
             match self.channel.wait().await {
                 Some(ChannelMsg::Data { data }) => self.buffer.extend_from_slice(&data),
                 Some(ChannelMsg::Eof | ChannelMsg::Close) => self.ended = true,
+                Some(ChannelMsg::Failure) => {
+                    return Err(self.client.garbled("it does not know the request"));
+                }
                 Some(_) => {}
                 None => return Err(self.client.failed(russh::Error::Disconnect)),
             }

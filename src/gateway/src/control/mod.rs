@@ -19,6 +19,7 @@ mod ports;
 mod progress;
 mod prompt;
 mod redraw;
+pub mod service;
 mod status;
 mod terminal;
 mod text;

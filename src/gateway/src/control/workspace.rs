@@ -2,7 +2,6 @@
 //! bringing one up and down in `lifecycle`.
 
 use clap::{Args, Subcommand};
-use futures::StreamExt as _;
 use serde_json::json;
 
 use super::command::{Done, Session};
@@ -10,11 +9,12 @@ use super::create::Create;
 use super::failure::Failure;
 use super::lifecycle::{self, Change};
 use super::ports;
+use super::service::{self, Logs, Services};
 use super::text::{ago, printable, table};
 use crate::access::{Action, Authorized};
 use crate::config::nearest;
 use crate::inventory::NodeState;
-use crate::workspace::{Desired, LogOptions, Phase, WorkspaceRef, WorkspaceStatus};
+use crate::workspace::{Desired, Phase, ServiceRequest, WorkspaceRef, WorkspaceStatus};
 
 /// A workspace to do something with.
 #[derive(Debug, Args)]
@@ -135,21 +135,40 @@ pub enum WorkspaceCommand {
         command: Vec<String>,
     },
 
-    /// Show what a workspace's environment wrote to its log
+    /// Show what a workspace's services wrote; without services, its environment's log
     #[command(
-        after_help = "Examples:\n  ssh vendetta workspace logs my-project --tail 50\n  ssh vendetta workspace logs my-project --follow"
+        after_help = "Examples:\n  ssh vendetta workspace logs my-project --tail 50\n  ssh vendetta workspace logs my-project web db --follow\n  ssh vendetta workspace logs my-project web --since 10m\n  ssh vendetta workspace logs my-project --environment"
     )]
-    Logs {
+    Logs(Logs),
+
+    /// List a workspace's services and how they are
+    #[command(
+        after_help = "Examples:\n  ssh vendetta workspace services my-project\n  ssh vendetta workspace services my-project --json"
+    )]
+    Services {
         /// Which workspace.
         #[command(flatten)]
         target: Target,
-        /// Go on as long as the environment runs
+        /// Go on, and show them again as they change
         #[arg(long, short)]
         follow: bool,
-        /// Only so many of the last lines
-        #[arg(long, value_name = "LINES")]
-        tail: Option<u32>,
     },
+
+    /// Start services, with what they depend on; the workspace must be up
+    #[command(
+        after_help = "Examples:\n  ssh vendetta workspace start my-project web\n  ssh vendetta workspace start my-project"
+    )]
+    Start(Services),
+
+    /// Stop services, and those that depend on them; the workspace stays up
+    #[command(after_help = "Examples:\n  ssh vendetta workspace stop my-project web")]
+    Stop(Services),
+
+    /// Stop services and start them again
+    #[command(
+        after_help = "Examples:\n  ssh vendetta workspace restart my-project web\n  ssh vendetta workspace restart my-project"
+    )]
+    Restart(Services),
 
     /// Make a workspace's environment anew; /workspace stays
     #[command(after_help = "Examples:\n  ssh vendetta workspace rebuild my-project")]
@@ -201,11 +220,17 @@ impl WorkspaceCommand {
             }
             Self::List => list(session).await,
             Self::Status(target) => status(session, &target.workspace).await,
-            Self::Logs {
-                target,
-                follow,
-                tail,
-            } => logs(session, &target.workspace, LogOptions { follow, tail }).await,
+            Self::Logs(logs) => service::logs(session, logs).await,
+            Self::Services { target, follow } => {
+                service::list(session, &target.workspace, follow).await
+            }
+            Self::Start(services) => {
+                service::change(session, services, ServiceRequest::Start).await
+            }
+            Self::Stop(services) => service::change(session, services, ServiceRequest::Stop).await,
+            Self::Restart(services) => {
+                service::change(session, services, ServiceRequest::Restart).await
+            }
         }
     }
 }
@@ -336,30 +361,6 @@ fn why(status: &WorkspaceStatus) -> String {
             format!(", went idle after {timeout},")
         }
         _ => String::new(),
-    }
-}
-
-async fn logs(session: &mut Session<'_>, name: &str, options: LogOptions) -> Result<Done, Failure> {
-    let workspace = find(session, Action::View, name)?;
-    let mut log = session.control.workspaces.logs(&workspace, options).await?;
-    loop {
-        let chunk = tokio::select! {
-            chunk = log.next() => match chunk {
-                Some(chunk) => chunk?,
-                None => return Ok(Done::Ok),
-            },
-            // Enough has been seen: that is how following ends.
-            () = session.console.interrupted() => return Ok(Done::Ok),
-        };
-        if session.json {
-            let text = String::from_utf8_lossy(&chunk);
-            session
-                .console
-                .out(&format!("{}\n", json!({ "event": "log", "text": text })))
-                .await?;
-        } else {
-            session.console.out_bytes(&chunk).await?;
-        }
     }
 }
 

@@ -134,11 +134,6 @@ impl Spec {
             }
         };
         note(
-            !config.services.is_empty(),
-            "services are stored, not started yet",
-        );
-        note(!config.hooks.is_empty(), "hooks are stored, not run yet");
-        note(
             self.provider == ProviderKind::Host && !config.resources.is_unlimited(),
             "resources are stored; provider host does not limit them",
         );
@@ -348,12 +343,14 @@ mod tests {
     #[test]
     fn what_is_not_acted_on_is_named() {
         let spec = resolve(serde_json::json!({
-            "provider": "host", "resources": {"cpu": 1},
-            "services": {"db": {"command": "x"}}, "hooks": {"up": "x"}, "lxc": {"image": "y"},
+            "provider": "host", "resources": {"cpu": 1}, "lxc": {"image": "y"},
         }))
         .unwrap();
-        let lines = spec.inactive().join("\n");
-        for word in ["services", "hooks", "resources", "lxc"] {
+        let lines = spec.inactive().join(
+            "
+",
+        );
+        for word in ["resources", "lxc"] {
             assert!(lines.contains(word), "{word}: {lines}");
         }
         let plain = resolve(serde_json::json!({"docker": {"image": "x"}})).unwrap();
