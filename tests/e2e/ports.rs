@@ -153,10 +153,13 @@ fn services_have_ports_and_what_else_listens_inside_is_found() {
     drop(forward);
 
     gateway.echo_server("ws", "tcp 127.0.0.1 9000");
-    let ports = gateway.control("workspace ports ws --json").ok().json();
-    let [found] = &ports["discovered"].as_array().expect("a list")[..] else {
-        panic!("not one port: {ports}")
-    };
+    let mut found = Value::Null;
+    eventually("it is found, and nothing else", || {
+        let ports = gateway.control("workspace ports ws --json").ok().json();
+        let all = ports["discovered"].as_array().expect("a list").clone();
+        found = all.first().cloned().unwrap_or_default();
+        all.len() == 1
+    });
     assert_eq!(found["port"], 9000);
     assert_eq!(found["address"], "127.0.0.1");
     let program = found["program"].as_str().expect("a program");
