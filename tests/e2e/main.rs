@@ -5,6 +5,7 @@ mod bad_input;
 mod control;
 mod crash;
 mod forward;
+mod hooks;
 mod idle;
 mod lab;
 mod lifecycle;
