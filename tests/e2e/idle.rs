@@ -100,7 +100,28 @@ fn sessions_and_forwards_in_use_keep_it_up_and_idle_connections_do_not() {
     drop(stream);
     // The ssh connection is still there, and holds no channel open.
     goes_idle(&gateway);
-    drop(forward);
+    // What comes over it brings the workspace up again.
+    let stream = TcpStream::connect(local).expect("the forward still listens");
+    eventually("it is up", || gateway.state("ws") == "running");
+    drop((stream, forward));
+}
+
+#[test]
+fn a_client_that_stays_is_let_in_again() {
+    let gateway = Gateway::docker();
+    gateway.create("ws", &config(""));
+    let master = gateway.admin().master("ws");
+    assert_eq!(master.exec("echo first").ok().text(), "first");
+    goes_idle(&gateway);
+    let run = master.exec("echo again").ok();
+    assert_eq!(run.text(), "again");
+    assert!(
+        run.error_text().contains("start"),
+        "told why it took a while: {run}"
+    );
+    gateway.control("workspace down ws").ok();
+    let run = master.exec("true").finish();
+    assert!(run.error_text().contains("taken down on purpose"), "{run}");
 }
 
 #[test]
