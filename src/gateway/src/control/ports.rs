@@ -18,7 +18,7 @@ use super::text::table;
 use super::workspace::find;
 use crate::access::{Action, Authorized};
 use crate::workspace::{
-    ListeningStream, PortState, PortStatus, WorkspaceError, WorkspaceRef, Workspaces,
+    ErrorKind, ListeningStream, PortState, PortStatus, WorkspaceError, WorkspaceRef, Workspaces,
 };
 
 /// How long an agent may take to say what listens.
@@ -86,8 +86,11 @@ async fn now(
     workspaces: &Workspaces,
     workspace: &Authorized<WorkspaceRef>,
 ) -> Result<Listening, WorkspaceError> {
-    let Some(mut stream) = workspaces.listening(workspace, false).await? else {
-        return Ok(None);
+    let mut stream = match workspaces.listening(workspace, false).await {
+        Ok(stream) => stream,
+        // It does not run.
+        Err(error) if error.kind == ErrorKind::Conflict => return Ok(None),
+        Err(error) => return Err(error),
     };
     match tokio::time::timeout(ANSWER_LIMIT, stream.next()).await {
         Ok(first) => first.transpose(),
@@ -138,8 +141,8 @@ fn follow_listening(
                 std::future::pending::<()>().await;
             }
             match workspaces.listening(&workspace, true).await {
-                Ok(Some(stream)) => open = Some(stream),
-                Ok(None) | Err(_) => tokio::time::sleep(RETRY).await,
+                Ok(stream) => open = Some(stream),
+                Err(_) => tokio::time::sleep(RETRY).await,
             }
         };
         if told.is_none() {

@@ -5,14 +5,14 @@ use russh::{Channel, ChannelOpenFailure, server};
 use tokio::sync::mpsc;
 use vendetta_sshio::relay;
 
-use super::environment::Environment;
 use super::handler::Shared;
 use crate::agent::opens::{EnvironmentOpen, OpenKind};
+use crate::workspace::Activity;
 
 /// Serves what the environment opens until its connection ends.
 pub async fn serve(
     shared: Shared,
-    environment: Environment,
+    activity: Option<Activity>,
     mut opens: mpsc::Receiver<EnvironmentOpen>,
 ) {
     while let Some(EnvironmentOpen {
@@ -26,7 +26,7 @@ pub async fn serve(
             continue;
         };
         let task = shared.clone();
-        let in_use = environment.in_use();
+        let in_use = activity.as_ref().map(Activity::begin);
         shared.spawn(async move {
             let _slot = (slot, in_use);
             match open(&task.client, &kind).await {

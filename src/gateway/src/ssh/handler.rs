@@ -171,18 +171,8 @@ impl Connection {
             Route::Workspace { name, user } => {
                 match workspaces.find(principal, Action::Connect, &name) {
                     Ok(workspace) => {
-                        let (environment, connecting) = Environment::new(
-                            workspaces.clone(),
-                            self.services.pool.clone(),
-                            workspace,
-                            user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
-                        );
-                        let (task, served) = (shared.clone(), environment.clone());
-                        shared.spawn(async move {
-                            if let Some(opens) = connecting.run().await {
-                                forward::serve(task, served, opens).await;
-                            }
-                        });
+                        let user = user.unwrap_or_else(|| DEFAULT_USER.to_owned());
+                        let environment = Environment::connect(shared.clone(), workspace, user);
                         Target::Workspace(environment)
                     }
                     // Destroyed since the line above looked.

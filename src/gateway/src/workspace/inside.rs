@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use vendetta_proto::ServiceName;
-use vendetta_proto::rpc::{Answer, LogLine, Millis, Request, ServiceStatus};
+use vendetta_proto::rpc::{Answer, ListeningPort, LogLine, Millis, Request, ServiceStatus};
 
 use super::entry::Entry;
 use super::error::Explain;
@@ -29,6 +29,9 @@ pub struct ServiceLogOptions {
     /// Nothing older than this.
     pub since: Option<Millis>,
 }
+
+/// What listens inside an environment.
+pub type ListeningStream = BoxStream<'static, Result<Vec<ListeningPort>, WorkspaceError>>;
 
 impl Workspaces {
     /// A conversation with the agent.
@@ -97,6 +100,24 @@ impl Workspaces {
         };
         self.answers(workspace, &request, |answer| match answer {
             Answer::Log(line) => Some(line),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The TCP ports on which programs listen inside it, now and, with
+    /// `follow`, whenever that changes.
+    ///
+    /// # Errors
+    /// When it does not run (4), or its agent cannot be asked.
+    pub async fn listening(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+        follow: bool,
+    ) -> Result<ListeningStream, WorkspaceError> {
+        let request = Request::Ports { follow };
+        self.answers(workspace, &request, |answer| match answer {
+            Answer::Ports { ports } => Some(ports),
             _ => None,
         })
         .await

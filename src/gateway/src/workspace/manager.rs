@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vendetta_proto::rpc;
 use vendetta_proto::spec::{AutoUp, ProjectConfig};
 use vendetta_proto::{UserName, WorkspaceName};
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
@@ -22,8 +21,7 @@ use super::{
     ErrorKind, Operation, Overrides, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec,
 };
 use crate::access::{Account, Action, Authorized, Gateway, Principal, Resource, authorize};
-use crate::agent::client::AgentClient;
-use crate::agent::pool::{AgentError, Pool};
+use crate::agent::pool::Pool;
 use crate::events::Events;
 use crate::inventory::{self, Inventory, Node};
 use crate::node::{AgentAccess, NodeTransport};
@@ -107,10 +105,6 @@ pub enum Agent {
 
 /// Bytes of a log.
 pub type LogStream = futures::stream::BoxStream<'static, Result<bytes::Bytes, WorkspaceError>>;
-
-/// What listens inside an environment, as it changes.
-pub type ListeningStream =
-    futures::stream::BoxStream<'static, Result<Vec<rpc::ListeningPort>, WorkspaceError>>;
 
 /// All workspaces. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -469,39 +463,6 @@ impl Workspaces {
         workspace: &Authorized<WorkspaceRef>,
     ) -> Result<watch::Receiver<Vec<PortStatus>>, WorkspaceError> {
         Ok(self.entry(workspace)?.ports.subscribe())
-    }
-
-    /// The TCP ports on which programs listen inside it, now and, with
-    /// `follow`, whenever that changed. None when sessions cannot be opened in it.
-    ///
-    /// # Errors
-    /// When its agent cannot be asked.
-    pub async fn listening(
-        &self,
-        workspace: &Authorized<WorkspaceRef>,
-        follow: bool,
-    ) -> Result<Option<ListeningStream>, WorkspaceError> {
-        let entry = self.entry(workspace)?;
-        let Some(target) = entry.snapshot().target else {
-            return Ok(None);
-        };
-        let about = entry.context();
-        let asked = async {
-            let client = AgentClient::connect(&self.0.pool, &target, None).await?;
-            client.ask(&rpc::Request::Ports { follow }).await
-        };
-        let answers = asked.await.map_err(|error| error.explain(&about))?;
-        let told = futures::stream::try_unfold(answers, |mut answers| async {
-            loop {
-                match answers.next().await? {
-                    Some(rpc::Answer::Ports { ports }) => return Ok(Some((ports, answers))),
-                    Some(_) => {}
-                    None => return Ok(None),
-                }
-            }
-        });
-        let told = told.map_err(move |error: AgentError| error.explain(&about));
-        Ok(Some(told.boxed()))
     }
 
     /// To be called when a running workspace's agent could not be reached:

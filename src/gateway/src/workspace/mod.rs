@@ -32,10 +32,9 @@ pub use crate::ports::{
 pub use activity::{Activity, InUse};
 pub use error::{ErrorKind, WorkspaceError};
 pub use id::WorkspaceId;
-pub use inside::ServiceLogOptions;
+pub use inside::{ListeningStream, ServiceLogOptions};
 pub use manager::{
-    Agent, AgentTarget, Endpoint, ListeningStream, LogOptions, LogStream, Settings, WorkspaceRef,
-    Workspaces,
+    Agent, AgentTarget, Endpoint, LogOptions, LogStream, Settings, WorkspaceRef, Workspaces,
 };
 pub use operation::{Operation, Progress, ProgressSink, Step};
 pub use service::{ServiceRequest, described};
