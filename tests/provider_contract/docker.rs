@@ -31,9 +31,7 @@ async fn an_engine_that_is_not_there_is_named_with_the_remedy() {
 async fn an_image_that_cannot_be_had_is_an_error_and_leaves_nothing() {
     let subject = Subject::docker();
     let mut environment = subject.environment();
-    environment.config.docker = Some(DockerConfig {
-        image: "localhost:1/no/such-image:v1".to_owned(),
-    });
+    environment.config.docker = Some(DockerConfig::from_image("localhost:1/no/such-image:v1"));
     subject.node.make_dir(&environment.run_dir).await.unwrap();
     let context = subject.context();
     let error = subject
@@ -59,9 +57,7 @@ async fn a_pull_that_is_no_longer_wanted_is_given_up() {
     // A registry that accepts and never answers.
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = mute.local_addr().unwrap().port();
-    environment.config.docker = Some(DockerConfig {
-        image: format!("localhost:{port}/mute"),
-    });
+    environment.config.docker = Some(DockerConfig::from_image(format!("localhost:{port}/mute")));
     subject.node.make_dir(&environment.run_dir).await.unwrap();
     let context = subject.context();
     context.cancel.cancel();

@@ -14,9 +14,7 @@ use vendetta::access::{Action, Authorized, Permissions, Principal, Role};
 use vendetta::events::Events;
 use vendetta::node::Probe;
 use vendetta::store::{NodeRow, Store};
-use vendetta::workspace::{
-    Agent, Desired, Operation, Overrides, Phase, Progress, Settings, WorkspaceRef, Workspaces,
-};
+use vendetta::workspace::{Agent, Desired, Operation, Overrides, Phase, Progress, Settings, Spec, WorkspaceRef, Workspaces};
 use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::PrivateKey;
 use vendetta_tests::{BUSYBOX, Engine, Gateway, Node, PATIENCE, Run, Seeded, full};
@@ -85,8 +83,9 @@ impl Core {
         };
         let name = Some(NAME.parse().unwrap());
         let config = vendetta_proto::spec::ProjectConfig::default();
+        let spec = Spec::resolve(config, overrides).unwrap();
         self.workspaces
-            .create(&alice(), name, config, overrides)
+            .create(&alice(), name, spec, None)
             .await
             .unwrap();
     }

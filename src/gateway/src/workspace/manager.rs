@@ -7,7 +7,7 @@ use futures::StreamExt;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vendetta_proto::spec::{AutoUp, ProjectConfig};
+use vendetta_proto::spec::AutoUp;
 use vendetta_proto::{UserName, WorkspaceName};
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
@@ -17,7 +17,7 @@ use super::services::{Services, allowed};
 use super::state::{Desired, Phase, Record, Request};
 use super::supervise::supervise;
 use super::{
-    ErrorKind, Operation, Overrides, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec,
+    ErrorKind, Operation, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec,
 };
 use crate::access::{Account, Action, Authorized, Gateway, Principal, Resource, authorize};
 use crate::events::Events;
@@ -127,7 +127,9 @@ impl Workspaces {
         .map_err(|error| error.explain("nodes"))?;
         let services = Arc::new(Services::new(settings, inventory));
         let rows = services.store.workspaces().await;
-        for row in rows.map_err(|error| error.explain("workspaces"))? {
+        let rows = rows.map_err(|error| error.explain("workspaces"))?;
+        services.contexts.keep_only(rows.iter().map(|row| &row.id));
+        for row in rows {
             match services.inventory.find(&row.node) {
                 Some(node) => {
                     services.adopt(row, node, false)?;
@@ -190,23 +192,23 @@ impl Workspaces {
         names
     }
 
-    /// Stores a new workspace; it is not brought up yet.
+    /// Stores a new workspace; it is not brought up yet. `context` is an archive
+    /// of the files that its image is built from.
     ///
     /// # Errors
-    /// A config that is refused (2), a name that is taken (4).
+    /// No name (2), a name that is taken (4).
     pub async fn create(
         &self,
         caller: &Principal,
         name: Option<WorkspaceName>,
-        config: ProjectConfig,
-        overrides: Overrides,
+        spec: Spec,
+        context: Option<Vec<u8>>,
     ) -> Result<WorkspaceStatus, WorkspaceError> {
-        let name = spec::name_of(name, &config)?;
+        let name = spec::name_of(name, &spec.config)?;
         let about = format!("workspace {name}");
         let account = Account(caller.user.clone());
         let owner = authorize(caller, Action::Create, account)
             .map_err(|_| WorkspaceError::not_found(name.as_str()))?;
-        let spec = Spec::resolve(config, overrides)?;
         let node = self.0.inventory.get(spec.remote());
         let node = node.map_err(|error| error.explain("config"))?;
         allowed(&node.place(), spec.provider)?;
@@ -228,8 +230,12 @@ impl Workspaces {
         // A task of its own: a caller that leaves between row and actor must
         // not leave a row without one.
         let created = self.0.tracker.spawn(async move {
-            let added = services.store.add_workspace(&row).await;
-            added.map_err(|error| error.explain(&about))?;
+            // Before the row, so that a row means that there is all it needs.
+            services.contexts.put(&row.id, context).await?;
+            if let Err(error) = services.store.add_workspace(&row).await {
+                services.contexts.remove(&row.id);
+                return Err(error.explain(&about));
+            }
             services.adopt(row, node, true)
         });
         let entry = created.await.map_err(|error| {

@@ -5,6 +5,8 @@
 //! what the rest of the gateway sees.
 
 mod actor;
+mod check;
+mod context;
 mod entry;
 mod error;
 mod id;
@@ -17,6 +19,7 @@ mod status;
 mod supervise;
 mod work;
 
+pub use check::{Wrong, is_variable_name};
 pub use error::{ErrorKind, WorkspaceError};
 pub use id::WorkspaceId;
 pub use manager::{

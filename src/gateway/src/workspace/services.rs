@@ -10,6 +10,7 @@ use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
 use super::actor::Actor;
+use super::context::Contexts;
 use super::entry::{Entry, Message, Snapshot};
 use super::error::Explain;
 use super::manager::{Settings, WorkspaceRef};
@@ -31,6 +32,7 @@ pub(super) struct Services {
     pub agent_login_key: PublicKey,
     pub payloads: Payloads,
     pub inventory: Inventory,
+    pub contexts: Contexts,
     pub events: Events,
     pub tracker: TaskTracker,
     pub cancel: CancellationToken,
@@ -45,6 +47,7 @@ impl Services {
             agent_login_key: settings.agent_login_key,
             payloads: Payloads::new(settings.agent_dir),
             inventory,
+            contexts: Contexts::new(&settings.state_dir),
             events: settings.events,
             tracker: settings.tracker,
             cancel: settings.cancel,
@@ -84,6 +87,7 @@ impl Services {
 
     /// Its name is free again.
     pub(super) fn forget(&self, entry: &Entry) {
+        self.contexts.remove(&entry.reference.id);
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.remove(entry.reference.name.as_str());
     }

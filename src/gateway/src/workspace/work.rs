@@ -54,6 +54,7 @@ pub(super) async fn start(
         name: entry.reference.name.clone(),
         generation,
         config: entry.spec.config.clone(),
+        build_context: entry.spec.build().map(|_| services.contexts.path(&entry.reference.id)),
         agent,
         run_dir: run_dir(node.as_ref(), &entry.reference.id),
     };
@@ -128,7 +129,7 @@ fn agent_config(
         gateway_keys: vec![services.agent_login_key.to_string()],
         listen: placement.listen.clone(),
         user: placement.user.clone(),
-        env: config.env.clone(),
+        env: placement.env.clone(),
         workdir: Some(placement.workdir.clone()),
         services: config.services.clone(),
         host_ports: BTreeMap::new(),
