@@ -238,7 +238,15 @@ impl<'a> Reader<'a> {
                 self.place(&["docker", "image"], value);
                 self.docker().image = Some(image);
             }
-            "build" => self.build(self.object(key, value)?)?,
+            "build" => {
+                let build = self.object(key, value)?;
+                // By its name: it goes on over several lines.
+                let start = property.range.start;
+                let range = start..start + key.len() + 2;
+                let ours = ["docker", "build"].map(str::to_owned).to_vec();
+                self.places.push((ours, range));
+                self.build(build)?;
+            }
             // As it was written before there was `build`.
             "dockerFile" | "context" => self.build_path(key, value)?,
             "workspaceFolder" => {

@@ -134,7 +134,7 @@ fn what_cannot_be_read_is_refused_where_it_stands() {
     for (text, at, words) in [
         ("", None, "object"),
         ("[1]", Some((1, 1)), "object"),
-        ("{\n  \"image\": \"x\"\n  \"name\": \"y\"\n}", Some((3, 3)), "comma"),
+        ("{\n  \"image\": \"x\"\n  \"name\": \"y\"\n}", Some((2, 15)), "comma"),
         ("{\"image\": 'x'}", Some((1, 11)), "quoted"),
         ("{\n  // a comment\n  \"image\": 1,\n}", Some((3, 12)), "`image` is a string"),
         ("{\"image\": \"x\",\n\"image\": \"y\"}", Some((2, 1)), "twice"),

@@ -259,11 +259,11 @@ impl<'a> Output<'a> {
             }
             self.step = Some(self.context.progress.step(name));
         }
-        if self.last.len() == LAST_LINES {
-            self.last.remove(0);
-        }
         if !line.trim().is_empty() {
             self.last.push(line);
+            if self.last.len() > LAST_LINES {
+                self.last.remove(0);
+            }
         }
     }
 
@@ -317,7 +317,7 @@ mod tests {
         let error = output.fail("it returned a non-zero code: 1\n").unwrap_err();
         let text = error.to_string();
         assert!(text.contains("non-zero code: 1") && text.ends_with("line"), "{text}");
-        assert_eq!(text.matches("line").count(), LAST_LINES);
+        assert_eq!(text.matches("\nline").count(), LAST_LINES);
         context.progress.end(Ok(()));
         let mut steps = Vec::new();
         while let Some(progress) = watch.next().await {
