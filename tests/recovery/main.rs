@@ -14,7 +14,9 @@ use vendetta::access::{Action, Authorized, Permissions, Principal, Role};
 use vendetta::events::Events;
 use vendetta::node::Probe;
 use vendetta::store::{NodeRow, Store};
-use vendetta::workspace::{Agent, Desired, Operation, Overrides, Phase, Progress, Settings, Spec, WorkspaceRef, Workspaces};
+use vendetta::workspace::{
+    Agent, Desired, Operation, Overrides, Phase, Progress, Settings, Spec, WorkspaceRef, Workspaces,
+};
 use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::PrivateKey;
 use vendetta_tests::{BUSYBOX, Engine, Gateway, Node, PATIENCE, Run, Seeded, full};

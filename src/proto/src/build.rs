@@ -93,10 +93,25 @@ mod tests {
     fn the_dockerfile_is_in_the_context_or_put_there() {
         for (context, dockerfile, path, inside) in [
             (None, None, "Dockerfile", "Dockerfile"),
-            (Some("."), Some("./a/../b/Dockerfile"), "b/Dockerfile", "b/Dockerfile"),
+            (
+                Some("."),
+                Some("./a/../b/Dockerfile"),
+                "b/Dockerfile",
+                "b/Dockerfile",
+            ),
             (Some("app/"), None, "app/Dockerfile", "Dockerfile"),
-            (Some("app"), Some("app/docker/Dev"), "app/docker/Dev", "docker/Dev"),
-            (Some("app"), Some("application/Dev"), "application/Dev", OUTSIDE),
+            (
+                Some("app"),
+                Some("app/docker/Dev"),
+                "app/docker/Dev",
+                "docker/Dev",
+            ),
+            (
+                Some("app"),
+                Some("application/Dev"),
+                "application/Dev",
+                OUTSIDE,
+            ),
             (Some("app"), Some("Dockerfile"), "Dockerfile", OUTSIDE),
         ] {
             let build = build(context, dockerfile);

@@ -103,8 +103,7 @@ impl<'de> Visitor<'de> for CommandVisitor {
 /// What a list says: words are a program and its arguments, anything else a
 /// sequence. None when it says nothing to run.
 fn in_order(commands: Vec<HookCommand>) -> Option<HookCommand> {
-    let says_nothing =
-        |command: &HookCommand| matches!(command, HookCommand::Line(line) if line.trim().is_empty());
+    let says_nothing = |command: &HookCommand| matches!(command, HookCommand::Line(line) if line.trim().is_empty());
     let words: Option<Vec<String>> = commands
         .iter()
         .map(|command| match command {
@@ -126,7 +125,9 @@ struct Element(HookCommand);
 
 impl<'de> Deserialize<'de> for Element {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(CommandVisitor { word: true }).map(Self)
+        deserializer
+            .deserialize_any(CommandVisitor { word: true })
+            .map(Self)
     }
 }
 

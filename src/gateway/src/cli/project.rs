@@ -24,7 +24,9 @@ impl LocalConfig {
     /// The config of the directory or of the nearest one above it.
     pub(super) fn upward(dir: &Path) -> Option<Self> {
         dir.ancestors().find_map(|root| {
-            let kind = sent::PATHS.into_iter().find(|kind| root.join(kind).is_file())?;
+            let kind = sent::PATHS
+                .into_iter()
+                .find(|kind| root.join(kind).is_file())?;
             Some(Self {
                 root: root.to_owned(),
                 path: root.join(kind),
@@ -43,7 +45,11 @@ impl LocalConfig {
             let is_json = path
                 .extension()
                 .is_some_and(|extension| extension == "json" || extension == "jsonc");
-            let kind = if is_json { devcontainer::PATHS[1] } else { project::PATH };
+            let kind = if is_json {
+                devcontainer::PATHS[1]
+            } else {
+                project::PATH
+            };
             (path.parent().unwrap_or(path).to_owned(), kind)
         });
         Self {
@@ -69,7 +75,10 @@ impl LocalConfig {
         };
         let content = std::fs::read(&self.path).map_err(failed)?;
         let root = std::path::absolute(&self.root).map_err(failed)?;
-        let top = root.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let top = root
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
         let is_ours = self.kind == project::PATH;
         let build = self.build(&content, top);
         if is_ours && build.is_none() {
@@ -117,7 +126,11 @@ mod tests {
         let deep = dir.path().join("src/deep");
         std::fs::create_dir_all(&deep).unwrap();
         assert_eq!(LocalConfig::upward(&deep), None);
-        for kind in [".devcontainer.json", ".devcontainer/devcontainer.json", project::PATH] {
+        for kind in [
+            ".devcontainer.json",
+            ".devcontainer/devcontainer.json",
+            project::PATH,
+        ] {
             let path = dir.path().join(kind);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, "").unwrap();
@@ -132,6 +145,9 @@ mod tests {
         let yaml = LocalConfig::at(Path::new("/a/b/mine.yaml"));
         assert_eq!((yaml.root, yaml.kind), ("/a/b".into(), project::PATH));
         let json = LocalConfig::at(Path::new("/a/b/mine.json"));
-        assert_eq!((json.root, json.kind), ("/a/b".into(), ".devcontainer.json"));
+        assert_eq!(
+            (json.root, json.kind),
+            ("/a/b".into(), ".devcontainer.json")
+        );
     }
 }

@@ -238,7 +238,9 @@ fn copy(
             let Some(link) = relink(&link) else {
                 return Err(Invalid::whole(
                     STDIN,
-                    format!("has {path:?}, a hard link to {link:?}, which is not in the build's context"),
+                    format!(
+                        "has {path:?}, a hard link to {link:?}, which is not in the build's context"
+                    ),
                     "make it with: tar c --hard-dereference .",
                 ));
             };
@@ -294,7 +296,10 @@ impl Local<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ignore::default(),
             Err(error) => return Err(named(error, &context.join(ignore::FILE))),
         };
-        let always = [build.dockerfile_path(), plain(&format!("{dir}/{}", ignore::FILE))];
+        let always = [
+            build.dockerfile_path(),
+            plain(&format!("{dir}/{}", ignore::FILE)),
+        ];
         for path in &always {
             let file = self.root.join(path);
             if file.is_file() {

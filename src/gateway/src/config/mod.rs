@@ -17,7 +17,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use gateway::{Config, Docker, Limits, Local, Log, LogFormat, LogLevel, Ssh, Users};
 pub use archive::Local as LocalProject;
+pub use gateway::{Config, Docker, Limits, Local, Log, LogFormat, LogLevel, Ssh, Users};
 pub use invalid::{Invalid, nearest};
 pub use source::{NotHonoured, Project};

@@ -62,9 +62,16 @@ fn the_schema_says_of_a_config_what_the_parser_says() {
         for (name, content) in samples(dir) {
             let text = String::from_utf8(content.clone()).unwrap();
             let value: Value = serde_saphyr::from_str(&text).unwrap();
-            let errors: Vec<_> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
+            let errors: Vec<_> = validator
+                .iter_errors(&value)
+                .map(|e| e.to_string())
+                .collect();
             assert_eq!(errors.is_empty(), well_formed, "{dir}/{name}: {errors:?}");
-            assert_eq!(project::parse(&name, &content).is_ok(), well_formed, "{dir}/{name}");
+            assert_eq!(
+                project::parse(&name, &content).is_ok(),
+                well_formed,
+                "{dir}/{name}"
+            );
         }
     }
 }
@@ -75,9 +82,15 @@ fn what_is_stored_of_a_config_is_a_config() {
     for (name, content) in samples("configs/good") {
         let config = project::parse(&name, &content).unwrap().config;
         let stored = serde_json::to_value(&config).unwrap();
-        let error = validator.validate(&stored).err().map(|error| error.to_string());
+        let error = validator
+            .validate(&stored)
+            .err()
+            .map(|error| error.to_string());
         assert_eq!(error, None, "{name}");
-        assert_eq!(serde_json::from_value::<ProjectConfig>(stored).unwrap(), config);
+        assert_eq!(
+            serde_json::from_value::<ProjectConfig>(stored).unwrap(),
+            config
+        );
     }
 }
 
@@ -86,8 +99,15 @@ fn dev_container_configs_come_to_what_is_written_down() {
     for (name, content) in samples("devcontainers") {
         let said = match devcontainer::parse(devcontainer::PATHS[0], &content, "app") {
             Ok(project) => {
-                let listed: String = project.not_honoured.iter().map(|part| format!("{part}\n")).collect();
-                format!("{:#}\n{listed}", serde_json::to_value(project.config).unwrap())
+                let listed: String = project
+                    .not_honoured
+                    .iter()
+                    .map(|part| format!("{part}\n"))
+                    .collect();
+                format!(
+                    "{:#}\n{listed}",
+                    serde_json::to_value(project.config).unwrap()
+                )
             }
             Err(error) => error.render(100, true, false),
         };

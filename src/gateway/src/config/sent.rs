@@ -9,7 +9,11 @@ use super::source::Project;
 use super::{devcontainer, project};
 
 /// Where the config is in an archive of a project, in the order in which it is looked for.
-pub const PATHS: [&str; 3] = [project::PATH, devcontainer::PATHS[0], devcontainer::PATHS[1]];
+pub const PATHS: [&str; 3] = [
+    project::PATH,
+    devcontainer::PATHS[0],
+    devcontainer::PATHS[1],
+];
 
 /// A project config, and the files that came with it.
 #[derive(Debug, Default)]
@@ -136,7 +140,9 @@ mod tests {
             header.set_mode(0o640);
             header.set_uid(1234);
             header.set_size(0);
-            let (path, link) = path.split_once(" -> ").map_or((*path, None), |(a, b)| (a, Some(b)));
+            let (path, link) = path
+                .split_once(" -> ")
+                .map_or((*path, None), |(a, b)| (a, Some(b)));
             let kind = match (link, *content) {
                 (Some(_), "hard") => EntryType::Link,
                 (Some(_), _) => EntryType::Symlink,
@@ -151,10 +157,15 @@ mod tests {
             // Past the checks of the library, as an attacker would.
             header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
             if let Some(link) = link {
-                header.as_gnu_mut().unwrap().linkname[..link.len()].copy_from_slice(link.as_bytes());
+                header.as_gnu_mut().unwrap().linkname[..link.len()]
+                    .copy_from_slice(link.as_bytes());
             }
             header.set_cksum();
-            let content = if kind == EntryType::Regular { content } else { "" };
+            let content = if kind == EntryType::Regular {
+                content
+            } else {
+                ""
+            };
             builder.append(&header, content.as_bytes()).unwrap();
         }
         builder.into_inner().unwrap()
@@ -200,7 +211,10 @@ mod tests {
             assert_eq!(found.as_str(), name, "{text}");
         }
         for text in ["// x", "/* x", "/*/", "{", "{/"] {
-            assert!(read(text.as_bytes().to_vec(), None, LIMIT).is_err(), "{text}");
+            assert!(
+                read(text.as_bytes().to_vec(), None, LIMIT).is_err(),
+                "{text}"
+            );
         }
     }
 
@@ -220,15 +234,24 @@ mod tests {
             ("./other", "other"),
         ];
         let files = &files[1..];
-        let top: Vec<_> = files.iter().map(|(path, content)| (path.replace("./", "project/"), *content)).collect();
-        let top: Vec<_> = top.iter().map(|(path, content)| (path.as_str(), *content)).collect();
+        let top: Vec<_> = files
+            .iter()
+            .map(|(path, content)| (path.replace("./", "project/"), *content))
+            .collect();
+        let top: Vec<_> = top
+            .iter()
+            .map(|(path, content)| (path.as_str(), *content))
+            .collect();
         for bytes in [archive(files), gzip(&archive(files)), archive(&top[..])] {
             let sent = read(bytes, None, LIMIT).unwrap();
             assert_eq!(sent.project.config.name.as_ref().unwrap().as_str(), "x");
             let context = sent.context(&build(&sent)).unwrap().unwrap();
             let mut listed = listed(&context);
             let link = listed.remove("link").unwrap();
-            assert!(link.starts_with("-> ") && link.ends_with("etc/passwd"), "{link}");
+            assert!(
+                link.starts_with("-> ") && link.ends_with("etc/passwd"),
+                "{link}"
+            );
             let want = [
                 (".dockerignore", "*.log\n"),
                 (".vendetta.Dockerfile", "FROM x"),
@@ -250,7 +273,10 @@ mod tests {
             ("site/.devcontainer/Dockerfile", "FROM x"),
         ]);
         let sent = read(bytes, Some("name"), LIMIT).unwrap();
-        assert_eq!(sent.project.config.workspace_folder.as_deref(), Some("/w/site"));
+        assert_eq!(
+            sent.project.config.workspace_folder.as_deref(),
+            Some("/w/site")
+        );
         let context = sent.context(&build(&sent)).unwrap().unwrap();
         assert_eq!(listed(&context)["Dockerfile"], "FROM x");
     }
@@ -263,7 +289,10 @@ mod tests {
             (vec![("/etc/passwd", "x")], "absolute"),
             (vec![("./\u{e9}\u{0}", "x"), ("main", "x")], "neither"),
             (vec![("main", "x")], "neither"),
-            (vec![("a/.vendetta/config.yaml", YAML), ("b/x", "x")], "neither"),
+            (
+                vec![("a/.vendetta/config.yaml", YAML), ("b/x", "x")],
+                "neither",
+            ),
         ] {
             let error = read(archive(&files), None, LIMIT).unwrap_err();
             assert!(error.to_string().contains(words), "{files:?}: {error}");
@@ -321,7 +350,12 @@ mod tests {
             };
             local.pack(&mut bytes).unwrap();
             let paths: Vec<String> = listed(&bytes).into_keys().collect();
-            assert!(!paths.iter().any(|path| path.contains("secret") || path.contains("big")), "{paths:?}");
+            assert!(
+                !paths
+                    .iter()
+                    .any(|path| path.contains("secret") || path.contains("big")),
+                "{paths:?}"
+            );
             let sent = read(bytes, None, LIMIT).unwrap();
             let context = listed(&sent.context(&build).unwrap().unwrap());
             for (path, content) in [
@@ -331,7 +365,11 @@ mod tests {
                 ("target/keep", "keep"),
                 (&long[4..], "long"),
             ] {
-                assert_eq!(context.get(path).map(String::as_str), Some(content), "{path}");
+                assert_eq!(
+                    context.get(path).map(String::as_str),
+                    Some(content),
+                    "{path}"
+                );
             }
             assert!(!context.contains_key("target/big"));
         }

@@ -266,10 +266,16 @@ ports:
         ("ports.0", (12, 3)),
     ] {
         let key: Vec<String> = key.split('.').map(str::to_owned).collect();
-        let refused = project.refuse(&key, "it is wrong".to_owned(), None).unwrap();
+        let refused = project
+            .refuse(&key, "it is wrong".to_owned(), None)
+            .unwrap();
         assert_eq!(refused.at, Some(at), "{key:?}");
     }
     let refused = project.refuse(&[], "it is wrong".to_owned(), None).unwrap();
     assert_eq!((refused.at, refused.file.as_str()), (None, "config.yaml"));
-    assert!(Project::default().refuse(&[], String::new(), None).is_none());
+    assert!(
+        Project::default()
+            .refuse(&[], String::new(), None)
+            .is_none()
+    );
 }

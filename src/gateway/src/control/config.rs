@@ -65,7 +65,8 @@ pub(super) async fn read_config(
                 .await?;
             let name = name.map(str::to_owned);
             // An archive takes its time.
-            let read = tokio::task::spawn_blocking(move || sent::read(bytes, name.as_deref(), limit));
+            let read =
+                tokio::task::spawn_blocking(move || sent::read(bytes, name.as_deref(), limit));
             match read.await {
                 Ok(sent) => Ok(sent?),
                 Err(error) => Err(Failure::internal(context, &error)),
@@ -110,7 +111,9 @@ async fn check(session: &mut Session<'_>, flag: Option<&str>) -> Result<Done, Fa
     let mut lines = described(&spec);
     for (at, name) in order.iter().enumerate() {
         let service = spec.config.services.get(name);
-        let after = service.map(|service| service.depends_on.as_slice()).unwrap_or_default();
+        let after = service
+            .map(|service| service.depends_on.as_slice())
+            .unwrap_or_default();
         let after: Vec<&str> = after.iter().map(|name| name.as_str()).collect();
         let heading = if at == 0 { "Services" } else { "" };
         lines.push((
@@ -121,11 +124,13 @@ async fn check(session: &mut Session<'_>, flag: Option<&str>) -> Result<Done, Fa
             },
         ));
     }
-    let not_used = not_honoured.iter().map(|part| format!("{} ({})", part.key, part.why));
+    let not_used = not_honoured
+        .iter()
+        .map(|part| format!("{} ({})", part.key, part.why));
     lines.extend(not_used.chain(inactive).map(|part| ("Not used", part)));
     let text: String = lines
         .iter()
-        .map(|(name, value)| format!("{name:<10}{}\n", printable(value)))
+        .map(|(name, value)| format!("{name:<12}{}\n", printable(value)))
         .collect();
     session.answer(&text, json!({})).await
 }
@@ -135,13 +140,31 @@ fn described(spec: &Spec) -> Vec<(&'static str, String)> {
     let config = &spec.config;
     let mut lines = Vec::new();
     lines.extend(config.name.as_ref().map(|name| ("Name", name.to_string())));
-    lines.push(("Provider", format!("{} on {}", spec.provider, spec.remote())));
+    lines.push((
+        "Provider",
+        format!("{} on {}", spec.provider, spec.remote()),
+    ));
     lines.extend(spec.image().map(|image| ("Image", image.to_owned())));
     lines.extend(spec.build().map(|build| ("Image", built(build))));
     lines.extend(config.user.clone().map(|user| ("User", user)));
-    lines.extend(config.workspace_folder.clone().map(|folder| ("Folder", folder)));
-    lines.extend(config.resources.cpu.map(|cpu| ("Processors", cpu.to_string())));
-    lines.extend(config.resources.memory.map(|memory| ("Memory", memory.to_string())));
+    lines.extend(
+        config
+            .workspace_folder
+            .clone()
+            .map(|folder| ("Folder", folder)),
+    );
+    lines.extend(
+        config
+            .resources
+            .cpu
+            .map(|cpu| ("Processors", cpu.to_string())),
+    );
+    lines.extend(
+        config
+            .resources
+            .memory
+            .map(|memory| ("Memory", memory.to_string())),
+    );
     let volumes = config.docker.iter().flat_map(|docker| &docker.volumes);
     lines.extend(volumes.map(|(name, path)| ("Volume", format!("{name} at {path}"))));
     let names: Vec<&str> = config.env.keys().map(String::as_str).collect();
@@ -149,8 +172,14 @@ fn described(spec: &Spec) -> Vec<(&'static str, String)> {
         lines.push(("Variables", names.join(", ")));
     }
     let services = config.services.iter().filter_map(|(name, service)| {
-        let host = service.host_port.map(|port| format!(" at host port {port}"));
-        Some(format!("{} of {name}{}", service.port?, host.unwrap_or_default()))
+        let host = service
+            .host_port
+            .map(|port| format!(" at host port {port}"));
+        Some(format!(
+            "{} of {name}{}",
+            service.port?,
+            host.unwrap_or_default()
+        ))
     });
     let ports: Vec<String> = services
         .chain(config.ports.iter().map(ToString::to_string))
@@ -165,7 +194,10 @@ fn described(spec: &Spec) -> Vec<(&'static str, String)> {
         ("attach", &hooks.attach),
         ("down", &hooks.down),
     ] {
-        lines.extend(hook.as_ref().map(|hook| ("Hook", format!("{name}: {}", command(hook)))));
+        lines.extend(
+            hook.as_ref()
+                .map(|hook| ("Hook", format!("{name}: {}", command(hook)))),
+        );
     }
     lines
 }

@@ -154,7 +154,8 @@ fn no_files() -> Wrong {
         key: ["docker", "build"].map(str::to_owned).to_vec(),
         problem: "an image is built from the project's files, and they were not sent".to_owned(),
         remedy: Some(
-            "send the whole project: tar c . | ssh vendetta workspace create NAME --config -".to_owned(),
+            "send the whole project: tar c . | ssh vendetta workspace create NAME --config -"
+                .to_owned(),
         ),
     }
 }

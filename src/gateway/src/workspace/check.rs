@@ -99,9 +99,8 @@ pub(super) fn check(config: &ProjectConfig, provider: ProviderKind) -> Checked {
     for (key, url) in [("repo", &config.repo), ("dotfiles", &config.dotfiles)] {
         if let Some(url) = url {
             check_repository(url).map_err(|problem| {
-                Wrong::new(&[key], format!("{url:?} {problem}")).with_remedy(
-                    "give https://HOST/PATH, ssh://[USER@]HOST/PATH or USER@HOST:PATH",
-                )
+                Wrong::new(&[key], format!("{url:?} {problem}"))
+                    .with_remedy("give https://HOST/PATH, ssh://[USER@]HOST/PATH or USER@HOST:PATH")
             })?;
         }
     }
@@ -211,8 +210,10 @@ fn is_in(path: &str, dir: &str) -> bool {
 }
 
 fn check_volumes(docker: &DockerConfig, folder: Option<&str>) -> Checked {
-    let mut taken: BTreeMap<&str, &str> =
-        BTreeMap::from([(folder.unwrap_or(super::WORKSPACE_DIR), "the workspace's disk")]);
+    let mut taken: BTreeMap<&str, &str> = BTreeMap::from([(
+        folder.unwrap_or(super::WORKSPACE_DIR),
+        "the workspace's disk",
+    )]);
     for (name, path) in &docker.volumes {
         let wrong = |problem: String| Err(Wrong::new(&["docker", "volumes", name], problem));
         let letters = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
@@ -351,10 +352,11 @@ fn check_health(check: &HealthCheck, port: Option<u16>) -> Checked {
                 ));
             }
             if port.is_none() {
-                return Err(
-                    Wrong::new(&["http"], "it asks at the service's port, and there is none")
-                        .with_remedy("add port: the port on which the service listens"),
-                );
+                return Err(Wrong::new(
+                    &["http"],
+                    "it asks at the service's port, and there is none",
+                )
+                .with_remedy("add port: the port on which the service listens"));
             }
         }
         Probe::Tcp(0) => return Err(Wrong::new(&["tcp"], "a port is a number from 1 to 65535")),
@@ -471,10 +473,7 @@ fn check_repository(url: &str) -> Result<(), &'static str> {
     if url.starts_with('-') {
         return Err("begins with '-', as an option does");
     }
-    if url
-        .chars()
-        .any(|c| c.is_whitespace() || c.is_control())
-    {
+    if url.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err("has a space or a control character");
     }
     let (host, path) = match url.split_once("://") {
@@ -519,19 +518,52 @@ mod tests {
         for (more, key) in [
             (json!({"docker": {}}), ""),
             (json!({"docker": {"image": "Bad Image"}}), "docker.image"),
-            (json!({"docker": {"image": "x", "build": {}}}), "docker.build"),
-            (json!({"docker": {"build": {"context": "../x"}}}), "docker.build.context"),
-            (json!({"docker": {"build": {"dockerfile": "/x"}}}), "docker.build.dockerfile"),
-            (json!({"docker": {"build": {"args": {"A-B": "x"}}}}), "docker.build.args.A-B"),
-            (json!({"docker": {"build": {"target": "a b"}}}), "docker.build.target"),
-            (json!({"docker": {"image": "x", "volumes": {"a/b": "/x"}}}), "docker.volumes.a/b"),
-            (json!({"docker": {"image": "x", "volumes": {"a": "x"}}}), "docker.volumes.a"),
-            (json!({"docker": {"image": "x", "volumes": {"a": "/x", "b": "/x"}}}), "docker.volumes.b"),
-            (json!({"docker": {"image": "x", "volumes": {"a": "/workspace"}}}), "docker.volumes.a"),
-            (json!({"docker": {"image": "x", "volumes": {"a": "/.vendetta/run"}}}), "docker.volumes.a"),
+            (
+                json!({"docker": {"image": "x", "build": {}}}),
+                "docker.build",
+            ),
+            (
+                json!({"docker": {"build": {"context": "../x"}}}),
+                "docker.build.context",
+            ),
+            (
+                json!({"docker": {"build": {"dockerfile": "/x"}}}),
+                "docker.build.dockerfile",
+            ),
+            (
+                json!({"docker": {"build": {"args": {"A-B": "x"}}}}),
+                "docker.build.args.A-B",
+            ),
+            (
+                json!({"docker": {"build": {"target": "a b"}}}),
+                "docker.build.target",
+            ),
+            (
+                json!({"docker": {"image": "x", "volumes": {"a/b": "/x"}}}),
+                "docker.volumes.a/b",
+            ),
+            (
+                json!({"docker": {"image": "x", "volumes": {"a": "x"}}}),
+                "docker.volumes.a",
+            ),
+            (
+                json!({"docker": {"image": "x", "volumes": {"a": "/x", "b": "/x"}}}),
+                "docker.volumes.b",
+            ),
+            (
+                json!({"docker": {"image": "x", "volumes": {"a": "/workspace"}}}),
+                "docker.volumes.a",
+            ),
+            (
+                json!({"docker": {"image": "x", "volumes": {"a": "/.vendetta/run"}}}),
+                "docker.volumes.a",
+            ),
             (json!({"workspace_folder": "src"}), "workspace_folder"),
             (json!({"workspace_folder": "/"}), "workspace_folder"),
-            (json!({"workspace_folder": "/a/../.vendetta"}), "workspace_folder"),
+            (
+                json!({"workspace_folder": "/a/../.vendetta"}),
+                "workspace_folder",
+            ),
             (json!({"workspace_folder": "/proc/1"}), "workspace_folder"),
             (json!({"env": {"A-B": "1"}}), "env.A-B"),
             (json!({"env": {"": "1"}}), "env."),
@@ -544,7 +576,10 @@ mod tests {
             (json!({"hooks": {"up": [["a\u{0}"]]}}), "hooks.up"),
             (json!({"repo": "-x"}), "repo"),
             (json!({"dotfiles": "ext::sh -c x"}), "dotfiles"),
-            (json!({"provider": "lxc", "lxc": {"image": "x"}}), "provider"),
+            (
+                json!({"provider": "lxc", "lxc": {"image": "x"}}),
+                "provider",
+            ),
         ] {
             let wrong = checked(with(&more)).unwrap_err();
             assert_eq!(wrong.key.join("."), key, "{more}: {wrong}");
@@ -558,17 +593,44 @@ mod tests {
             (json!({"command": "x\u{0}"}), "command"),
             (json!({"command": "x", "port": 0}), "port"),
             (json!({"command": "x", "host_port": 80}), "host_port"),
-            (json!({"command": "x", "health_check": "/"}), "health_check.http"),
-            (json!({"command": "x", "port": 1, "health_check": {"http": "x"}}), "health_check.http"),
-            (json!({"command": "x", "health_check": {"tcp": 0}}), "health_check.tcp"),
-            (json!({"command": "x", "health_check": {"command": ""}}), "health_check.command"),
-            (json!({"command": "x", "health_check": {"tcp": 1, "interval": "0s"}}), "health_check.interval"),
-            (json!({"command": "x", "health_check": {"tcp": 1, "retries": 0}}), "health_check.retries"),
+            (
+                json!({"command": "x", "health_check": "/"}),
+                "health_check.http",
+            ),
+            (
+                json!({"command": "x", "port": 1, "health_check": {"http": "x"}}),
+                "health_check.http",
+            ),
+            (
+                json!({"command": "x", "health_check": {"tcp": 0}}),
+                "health_check.tcp",
+            ),
+            (
+                json!({"command": "x", "health_check": {"command": ""}}),
+                "health_check.command",
+            ),
+            (
+                json!({"command": "x", "health_check": {"tcp": 1, "interval": "0s"}}),
+                "health_check.interval",
+            ),
+            (
+                json!({"command": "x", "health_check": {"tcp": 1, "retries": 0}}),
+                "health_check.retries",
+            ),
             (json!({"command": "x", "env": {"1": "x"}}), "env.1"),
             (json!({"command": "x", "user": ""}), "user"),
-            (json!({"command": "x", "working_dir": "../x"}), "working_dir"),
-            (json!({"command": "x", "stop_signal": "TERM"}), "stop_signal"),
-            (json!({"command": "x", "stop_signal": "SIGNONE"}), "stop_signal"),
+            (
+                json!({"command": "x", "working_dir": "../x"}),
+                "working_dir",
+            ),
+            (
+                json!({"command": "x", "stop_signal": "TERM"}),
+                "stop_signal",
+            ),
+            (
+                json!({"command": "x", "stop_signal": "SIGNONE"}),
+                "stop_signal",
+            ),
             (json!({"command": "x", "depends_on": ["y"]}), "depends_on.0"),
             (json!({"command": "x", "depends_on": ["a"]}), "depends_on.0"),
         ] {

@@ -111,7 +111,10 @@ mod tests {
         for id in [&one, &two] {
             contexts.put(id, Some(b"files".to_vec())).await.unwrap();
         }
-        let mode = fs::metadata(contexts.path(&one)).unwrap().permissions().mode();
+        let mode = fs::metadata(contexts.path(&one))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         contexts.keep_only(std::iter::once(&one));
         assert!(contexts.path(&one).exists() && !contexts.path(&two).exists());

@@ -16,9 +16,7 @@ use super::error::Explain;
 use super::services::{Services, allowed};
 use super::state::{Desired, Phase, Record, Request};
 use super::supervise::supervise;
-use super::{
-    ErrorKind, Operation, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec,
-};
+use super::{ErrorKind, Operation, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec};
 use crate::access::{Account, Action, Authorized, Gateway, Principal, Resource, authorize};
 use crate::events::Events;
 use crate::inventory::{self, Inventory, Node};

@@ -214,7 +214,9 @@ fn set_image(
                 });
             }
         },
-        ProviderKind::Host => return Err(Wrong::new(&["provider"], "provider host takes no image")),
+        ProviderKind::Host => {
+            return Err(Wrong::new(&["provider"], "provider host takes no image"));
+        }
     }
     Ok(())
 }

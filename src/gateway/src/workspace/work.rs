@@ -54,7 +54,10 @@ pub(super) async fn start(
         name: entry.reference.name.clone(),
         generation,
         config: entry.spec.config.clone(),
-        build_context: entry.spec.build().map(|_| services.contexts.path(&entry.reference.id)),
+        build_context: entry
+            .spec
+            .build()
+            .map(|_| services.contexts.path(&entry.reference.id)),
         agent,
         run_dir: run_dir(node.as_ref(), &entry.reference.id),
     };

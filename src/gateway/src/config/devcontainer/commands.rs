@@ -10,7 +10,11 @@ use super::super::invalid::Invalid;
 use super::{Reader, bytes_of};
 
 /// Those that run in a new container, in their order.
-const CREATE: [&str; 3] = ["onCreateCommand", "updateContentCommand", "postCreateCommand"];
+const CREATE: [&str; 3] = [
+    "onCreateCommand",
+    "updateContentCommand",
+    "postCreateCommand",
+];
 
 impl Reader<'_> {
     pub(super) fn hooks(&mut self, root: &Object<'_>) -> Result<(), Invalid> {
@@ -62,10 +66,9 @@ impl Reader<'_> {
                     .collect::<Result<Vec<_>, _>>()?;
                 match words.first() {
                     None => Ok(None),
-                    Some(program) if program.trim().is_empty() => Err(self.refuse(
-                        bytes_of(value),
-                        format!("`{key}` names no program"),
-                    )),
+                    Some(program) if program.trim().is_empty() => {
+                        Err(self.refuse(bytes_of(value), format!("`{key}` names no program")))
+                    }
                     Some(_) => Ok(Some(HookCommand::Program(words))),
                 }
             }

@@ -30,29 +30,71 @@ pub const PATHS: [&str; 2] = [".devcontainer/devcontainer.json", ".devcontainer.
 /// Keys of which nothing comes, and why.
 const NOT_HONOURED: [(&str, &str); 25] = [
     ("appPort", "use forwardPorts"),
-    ("capAdd", "a workspace gets no capabilities of the engine's machine"),
-    ("customizations", "they are for an editor, which reads them itself"),
+    (
+        "capAdd",
+        "a workspace gets no capabilities of the engine's machine",
+    ),
+    (
+        "customizations",
+        "they are for an editor, which reads them itself",
+    ),
     ("devPort", "it is of an old format"),
-    ("extensions", "they are for an editor, which reads them itself"),
+    (
+        "extensions",
+        "they are for an editor, which reads them itself",
+    ),
     ("features", "put what they install into a Dockerfile"),
     ("gpu", "a workspace gets no devices of the engine's machine"),
-    ("initializeCommand", "it would run on your own machine; run it before you create the workspace"),
+    (
+        "initializeCommand",
+        "it would run on your own machine; run it before you create the workspace",
+    ),
     ("otherPortsAttributes", "ports are mapped alike"),
-    ("overrideCommand", "the first process is always vendetta's agent"),
+    (
+        "overrideCommand",
+        "the first process is always vendetta's agent",
+    ),
     ("overrideFeatureInstallOrder", "there are no features"),
-    ("portsAttributes", "ports are mapped alike, and have no labels"),
-    ("privileged", "a workspace has no power over the engine's machine"),
-    ("runArgs", "how the engine runs a workspace is the gateway's to say"),
+    (
+        "portsAttributes",
+        "ports are mapped alike, and have no labels",
+    ),
+    (
+        "privileged",
+        "a workspace has no power over the engine's machine",
+    ),
+    (
+        "runArgs",
+        "how the engine runs a workspace is the gateway's to say",
+    ),
     ("runServices", "there is no compose file"),
     ("secrets", "give variables with --env"),
-    ("securityOpt", "a workspace has no power over the engine's machine"),
+    (
+        "securityOpt",
+        "a workspace has no power over the engine's machine",
+    ),
     ("service", "there is no compose file"),
-    ("settings", "they are for an editor, which reads them itself"),
-    ("shutdownAction", "a workspace runs until it is taken down or its idle_timeout is over"),
-    ("updateRemoteUserUID", "no directory of yours is mounted whose owner it would have to match"),
-    ("userEnvProbe", "sessions have the environment of the user's login shell"),
+    (
+        "settings",
+        "they are for an editor, which reads them itself",
+    ),
+    (
+        "shutdownAction",
+        "a workspace runs until it is taken down or its idle_timeout is over",
+    ),
+    (
+        "updateRemoteUserUID",
+        "no directory of yours is mounted whose owner it would have to match",
+    ),
+    (
+        "userEnvProbe",
+        "sessions have the environment of the user's login shell",
+    ),
     ("waitFor", "sessions may begin when hooks.create is done"),
-    ("workspaceMount", "the workspace's disk is mounted at workspaceFolder"),
+    (
+        "workspaceMount",
+        "the workspace's disk is mounted at workspaceFolder",
+    ),
     ("mountsFrom", "it is of an old format"),
 ];
 
@@ -200,7 +242,10 @@ impl<'a> Reader<'a> {
             if !seen.insert(property.name.as_str()) {
                 let range = property.range.start..property.range.end;
                 return Err(self
-                    .refuse(range, format!("`{}` is given twice", property.name.as_str()))
+                    .refuse(
+                        range,
+                        format!("`{}` is given twice", property.name.as_str()),
+                    )
                     .with_remedy(Some("keep one of the two".to_owned())));
             }
         }
@@ -264,7 +309,9 @@ impl<'a> Reader<'a> {
             _ => match NOT_HONOURED.iter().find(|(name, _)| *name == key) {
                 Some((_, why)) => self.ignore(key, *why),
                 None => {
-                    let known = HONOURED.iter().chain(NOT_HONOURED.iter().map(|(name, _)| name));
+                    let known = HONOURED
+                        .iter()
+                        .chain(NOT_HONOURED.iter().map(|(name, _)| name));
                     let why = match nearest(key, known.copied()) {
                         Some(near) => format!("unknown; did you mean {near}?"),
                         None => "unknown".to_owned(),
@@ -365,12 +412,20 @@ impl<'a> Reader<'a> {
         } else {
             plain(&format!("{}/{path}", self.base))
         };
-        let ours = if key == "context" { "context" } else { "dockerfile" };
+        let ours = if key == "context" {
+            "context"
+        } else {
+            "dockerfile"
+        };
         self.place(&["docker", "build", ours], value);
         let base = self.base;
         let build = self.image_build();
         if key == "context" {
-            build.context = Some(if path.is_empty() { ".".to_owned() } else { path });
+            build.context = Some(if path.is_empty() {
+                ".".to_owned()
+            } else {
+                path
+            });
         } else {
             build.dockerfile = Some(path);
             build.context.get_or_insert_with(|| base.to_owned());
@@ -465,6 +520,7 @@ impl<'a> Reader<'a> {
             );
             match (source, target) {
                 (Ok(source), Ok(target)) => {
+                    let source = volume_name(&source);
                     self.place(&["docker", "volumes", &source], value);
                     self.docker().volumes.insert(source, target);
                 }
@@ -521,10 +577,24 @@ impl<'a> Reader<'a> {
         self.place(&["user"], &property.value);
         self.config.user = Some(user.clone());
         if given.get(1).is_some_and(|(other, _)| other != user) {
-            self.ignore("containerUser", "sessions, services and hooks run as remoteUser");
+            self.ignore(
+                "containerUser",
+                "sessions, services and hooks run as remoteUser",
+            );
         }
         Ok(())
     }
+}
+
+/// A name for a volume: that of a directory may have other characters in it.
+fn volume_name(source: &str) -> String {
+    source
+        .chars()
+        .map(|c| match c {
+            c if c.is_ascii_alphanumeric() || "_.-".contains(c) => c,
+            _ => '-',
+        })
+        .collect()
 }
 
 /// A mount as `docker run --mount` has it.

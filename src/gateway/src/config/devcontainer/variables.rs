@@ -81,7 +81,9 @@ impl Variables {
         match (kind, name) {
             ("localEnv" | "env", Some(_)) => match default {
                 Some(default) => Ok(Some(default.to_owned())),
-                None => unknown("is a variable of your own machine, which the gateway does not see"),
+                None => {
+                    unknown("is a variable of your own machine, which the gateway does not see")
+                }
             },
             ("containerEnv", Some(name)) => match (self.container.get(name), default) {
                 (Some(value), _) => Ok(Some(value.clone())),
@@ -141,7 +143,9 @@ mod tests {
             assert!(unknown.starts_with("${"), "{unknown}");
         }
         assert_eq!(
-            variables().expand_remote("${containerEnv:PATH}:/x").as_deref(),
+            variables()
+                .expand_remote("${containerEnv:PATH}:/x")
+                .as_deref(),
             Ok("${containerEnv:PATH}:/x")
         );
     }

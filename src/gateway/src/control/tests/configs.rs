@@ -43,7 +43,11 @@ async fn a_config_that_cannot_be_is_refused_at_its_place_by_check_and_by_create(
         assert_eq!(placed, name != "no-image", "{name}: {}", ran.stderr);
         let create = b"workspace create x --config -";
         let created = lab.session("alice", Some(create), &content, false).await;
-        assert_eq!((created.code(), &created.stderr), (2, &ran.stderr), "{name}");
+        assert_eq!(
+            (created.code(), &created.stderr),
+            (2, &ran.stderr),
+            "{name}"
+        );
         insta::assert_snapshot!(name, ran.stderr);
     }
     assert!(lab.names().await.is_empty());
@@ -67,7 +71,10 @@ async fn a_config_is_shown_as_what_it_comes_to() {
     assert_eq!((ran.code(), ran.stderr.as_str()), (0, ""));
     insta::assert_snapshot!("checked_devcontainer", ran.stdout);
     let json = lab.check(&build.1, true).await.json();
-    assert_eq!(json["not_honoured"][0]["key"], "containerEnv.TOKEN", "{json}");
+    assert_eq!(
+        json["not_honoured"][0]["key"], "containerEnv.TOKEN",
+        "{json}"
+    );
 
     assert_eq!(lab.run("config check").await.code(), 2);
     assert_eq!(lab.run("config check --config x.yaml").await.code(), 2);
@@ -95,7 +102,11 @@ async fn what_is_not_honoured_is_told_at_creation_and_the_rest_is_used() {
         .run_as("alice", "workspace create one --config -", config)
         .await;
     assert_eq!(ran.code(), 0, "{}", ran.stderr);
-    assert!(ran.stderr.contains("not honoured: features ("), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("not honoured: features ("),
+        "{}",
+        ran.stderr
+    );
     let ran = lab
         .run_as("alice", "workspace create two --config - --json", config)
         .await;

@@ -48,7 +48,10 @@ impl Docker {
         context: &Context,
     ) -> Result<Image, ProviderError> {
         let Some(archive) = environment.build_context.clone() else {
-            return Err(failed("the project's files are not there to build it from", &[]));
+            return Err(failed(
+                "the project's files are not there to build it from",
+                &[],
+            ));
         };
         let digest = digest(archive.clone(), build.clone()).await?;
         let tag = format!(
@@ -140,7 +143,9 @@ impl Docker {
         if let Some(labels) = filters.get_mut("label") {
             labels.push(format!("{GATEWAY}={}", self.gateway_id));
         }
-        let options = ListImagesOptionsBuilder::default().filters(&filters).build();
+        let options = ListImagesOptionsBuilder::default()
+            .filters(&filters)
+            .build();
         let client = self.engine.client().await?;
         client
             .list_images(Some(options))
@@ -208,7 +213,9 @@ async fn digest(archive: PathBuf, build: Build) -> Result<String, ProviderError>
         hash.update(format!("{build:?}"));
         Ok::<_, io::Error>(hex::encode(hash.finalize()))
     });
-    let digest = digest.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    let digest = digest
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)));
     let mut digest = digest.map_err(|error| unreadable(&error))?;
     digest.truncate(16);
     Ok(digest)
@@ -293,7 +300,11 @@ impl<'a> Output<'a> {
 fn step_name(line: &str) -> Option<String> {
     let (count, command) = line.strip_prefix("Step ")?.split_once(" : ")?;
     let shown: String = command.chars().take(MAX_SHOWN).collect();
-    let more = if shown.len() < command.len() { "…" } else { "" };
+    let more = if shown.len() < command.len() {
+        "…"
+    } else {
+        ""
+    };
     Some(format!("build {count} {shown}{more}"))
 }
 
@@ -316,7 +327,10 @@ mod tests {
         output.take(&format!("se\n ---> Running in 45\n{}", "line\n".repeat(50)));
         let error = output.fail("it returned a non-zero code: 1\n").unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("non-zero code: 1") && text.ends_with("line"), "{text}");
+        assert!(
+            text.contains("non-zero code: 1") && text.ends_with("line"),
+            "{text}"
+        );
         assert_eq!(text.matches("\nline").count(), LAST_LINES);
         context.progress.end(Ok(()));
         let mut steps = Vec::new();
@@ -329,7 +343,11 @@ mod tests {
         }
         assert_eq!(
             steps,
-            ["send what the image is built from", "build 1/2 FROM x", "failed build 2/2 RUN false"]
+            [
+                "send what the image is built from",
+                "build 1/2 FROM x",
+                "failed build 2/2 RUN false"
+            ]
         );
     }
 

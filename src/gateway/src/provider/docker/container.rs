@@ -171,11 +171,7 @@ pub(super) fn clearer(
 
 /// The container: the agent as PID 1, root in it whatever the image says, so
 /// that it can become the user of each session.
-pub(super) fn body(
-    environment: &Environment,
-    gateway: &str,
-    image: &Image,
-) -> ContainerCreateBody {
+pub(super) fn body(environment: &Environment, gateway: &str, image: &Image) -> ContainerCreateBody {
     let mut labels = labels(&environment.id, gateway);
     labels.insert(GENERATION.to_owned(), environment.generation.to_string());
     labels.insert(USER.to_owned(), image.user.clone());
@@ -256,7 +252,10 @@ mod tests {
         let image = BTreeMap::from([("PATH".to_owned(), "/bin".to_owned())]);
         for (value, want) in [
             ("", ""),
-            ("/x:${containerEnv:PATH}:${containerEnv:PATH}", "/x:/bin:/bin"),
+            (
+                "/x:${containerEnv:PATH}:${containerEnv:PATH}",
+                "/x:/bin:/bin",
+            ),
             ("${containerEnv:NONE}x", "x"),
             ("${containerEnv:PATH", "${containerEnv:PATH"),
             ("${PATH}", "${PATH}"),

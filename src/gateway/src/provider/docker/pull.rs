@@ -12,6 +12,9 @@ use futures::StreamExt;
 use super::super::{Context, ImageReference, ProviderError};
 use super::engine::{Engine, is_absent};
 
+/// What the engine sets for an image that says nothing of it (moby, oci/defaults).
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Longest silence of a pull.
 const PULL_LIMIT: Duration = Duration::from_secs(300);
 
@@ -54,10 +57,13 @@ pub(super) async fn inspect(
     match client.inspect_image(&image.to_string()).await {
         Ok(inspected) => {
             let config = inspected.config.unwrap_or_default();
+            let mut env = variables(config.env.unwrap_or_default());
+            env.entry("PATH".to_owned())
+                .or_insert_with(|| DEFAULT_PATH.to_owned());
             Ok(Some(Image {
                 reference: image.clone(),
                 user: config.user.unwrap_or_default(),
-                env: variables(config.env.unwrap_or_default()),
+                env,
             }))
         }
         Err(error) if is_absent(&error) => Ok(None),
