@@ -132,10 +132,7 @@ fn an_image_is_built_from_the_project_once_and_anew_with_a_rebuild() {
     // A rebuild needs nothing of the machine that it was sent from.
     fs::remove_dir_all(&root).expect("removing the project");
     let up = gateway.control("workspace up ws --json").ok();
-    assert!(
-        up.text().contains("build 1/6 FROM"),
-        "no step a command: {up}"
-    );
+    assert!(up.text().contains("RUN echo"), "no step a command: {up}");
     let look = "cat /who /file; echo $FROM_IMAGE; pwd";
     let said = gateway.exec("ws", look).ok().text();
     assert_eq!(said, "built for somebody\nof the project\nyes\n/src");

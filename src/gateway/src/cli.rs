@@ -3,6 +3,7 @@
 //! from the same tree, so that a wrong line is refused without a connection.
 
 mod address;
+mod connect;
 mod front;
 mod project;
 

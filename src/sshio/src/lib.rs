@@ -3,5 +3,6 @@
 pub mod keys;
 pub mod read_ahead;
 pub mod relay;
+pub mod splice;
 pub mod transport;
 pub mod workers;

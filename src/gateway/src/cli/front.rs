@@ -3,12 +3,13 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::IsTerminal as _;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
 use super::Failure;
 use super::address::{self, Address};
+use super::connect::{self, Connect};
 use super::project::LocalConfig;
 use crate::control::command::Command;
 use crate::control::config::ConfigCommand;
@@ -17,10 +18,10 @@ use crate::control::user::UserCommand;
 use crate::control::workspace::WorkspaceCommand;
 
 /// The login name of the control plane.
-const LOGIN: &str = vendetta_proto::name::RESERVED;
+pub(super) const LOGIN: &str = vendetta_proto::name::RESERVED;
 
 /// ssh's own failures.
-const SSH_FAILED: i32 = 255;
+pub(super) const SSH_FAILED: i32 = 255;
 
 /// The words that go to the gateway: those after our own flags, which come first.
 pub(super) fn without_own_flags(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
@@ -72,12 +73,20 @@ pub(super) fn run(
                 "control commands are UTF-8",
             )
         })?;
-    if let Command::Workspace(WorkspaceCommand::Connect { target, user }) = command {
-        let login = match user {
-            Some(user) => format!("{}+{user}", target.name()),
-            None => target.name().to_owned(),
+    if let Command::Workspace(WorkspaceCommand::Connect {
+        target,
+        user,
+        no_forward,
+        forward_only,
+    }) = command
+    {
+        let connect = Connect {
+            workspace: target.name(),
+            user: user.as_deref(),
+            forward: !no_forward,
+            shell: !forward_only,
         };
-        return Err(connect(&address, to, &login));
+        return connect::run(&address, to, &connect);
     }
     let input = input(
         command,
@@ -113,11 +122,7 @@ pub(super) fn run(
     let is_exec = matches!(command, Command::Workspace(WorkspaceCommand::Exec { .. }));
     match (status.code(), status.signal()) {
         // A command in a workspace may end with 255 itself.
-        (Some(SSH_FAILED), _) if !is_exec => Err(Failure::new(
-            5,
-            format!("ssh could not run this on the gateway {address}"),
-            "is it running (vendetta serve), is it the right one (--gateway), is your key registered there?",
-        )),
+        (Some(SSH_FAILED), _) if !is_exec => Err(gateway_failed(&address)),
         (Some(code), _) => Ok(u8::try_from(code).unwrap_or(70)),
         (None, signal) => Ok(u8::try_from(128 + signal.unwrap_or(0)).unwrap_or(70)),
     }
@@ -134,7 +139,7 @@ pub(super) fn line(words: &[String]) -> Result<String, Failure> {
     })
 }
 
-fn destination(ssh: &mut Process, address: &Address, login: &str) {
+pub(super) fn destination(ssh: &mut Process, address: &Address, login: &str) {
     if let Some(port) = address.port {
         ssh.arg("-p").arg(port.to_string());
     }
@@ -142,7 +147,7 @@ fn destination(ssh: &mut Process, address: &Address, login: &str) {
     ssh.arg("--").arg(format!("{login}@{}", address.host));
 }
 
-fn not_run(error: &std::io::Error) -> Failure {
+pub(super) fn not_run(error: &std::io::Error) -> Failure {
     if error.kind() == std::io::ErrorKind::NotFound {
         Failure::new(
             5,
@@ -154,17 +159,13 @@ fn not_run(error: &std::io::Error) -> Failure {
     }
 }
 
-/// Becomes `ssh LOGIN@gateway`; returns only when that fails.
-fn connect(address: &Address, to: To<'_>, login: &str) -> Failure {
-    let mut ssh = Process::new("ssh");
-    if to.forward_agent {
-        ssh.arg("-A");
-    }
-    if std::io::stdin().is_terminal() {
-        ssh.arg("-t");
-    }
-    destination(&mut ssh, address, login);
-    not_run(&ssh.exec())
+/// That ssh itself failed.
+pub(super) fn gateway_failed(address: &Address) -> Failure {
+    Failure::new(
+        5,
+        format!("ssh could not run this on the gateway {address}"),
+        "is it running (vendetta serve), is it the right one (--gateway), is your key registered there?",
+    )
 }
 
 /// What the command reads; a project config is found, and the words say that it comes on stdin.

@@ -79,11 +79,15 @@ impl Lab {
         let workspaces = Workspaces::start(Settings {
             store: store.clone(),
             host_ca: PrivateKey::generate_ed25519("ca").unwrap(),
-            agent_login_key: PrivateKey::generate_ed25519("agents").unwrap().public(),
+            agent_key: PrivateKey::generate_ed25519("agents").unwrap(),
             agent_dir: Some(agents),
             state_dir: state_dir.clone(),
             docker_socket: dir.path().join("no-docker.sock"),
             allow_host: true,
+            ports: crate::workspace::PortSettings {
+                range: 20000..=29999,
+                bind: "127.0.0.1".parse().unwrap(),
+            },
             node_key: PrivateKey::generate_ed25519("nodes").unwrap(),
             events: Events::default(),
             tracker: TaskTracker::new(),

@@ -20,7 +20,10 @@ use vendetta_proto::NodeName;
 use crate::access::Authorized;
 use crate::agent::opens::{AgentHandler, EnvironmentOpen};
 use crate::agent::pool::{AgentConnection, AgentError, Pool};
-use crate::workspace::{Agent, Progress, WorkspaceError, WorkspaceRef, Workspaces};
+use crate::workspace::{
+    Activity, Agent, AgentTarget, InUse, Operation, Progress, WorkspaceError, WorkspaceRef,
+    Workspaces,
+};
 
 /// Progress lines a slow watcher may be behind before it misses some.
 const PROGRESS_LINES: usize = 64;
@@ -83,6 +86,7 @@ type Outcome = Option<Result<Link, LinkError>>;
 /// The link of one connection; clones share it.
 #[derive(Clone)]
 pub struct Environment {
+    activity: Option<Activity>,
     outcome: watch::Receiver<Outcome>,
     progress: broadcast::Sender<Progress>,
 }
@@ -108,6 +112,8 @@ impl Environment {
     ) -> (Self, Connecting) {
         let (sender, outcome) = watch::channel(None);
         let (progress, _) = broadcast::channel(PROGRESS_LINES);
+        // None: it was destroyed since it was found.
+        let activity = workspaces.activity(&workspace).ok();
         let connecting = Connecting {
             workspaces,
             pool,
@@ -116,7 +122,18 @@ impl Environment {
             outcome: sender,
             progress: progress.clone(),
         };
-        (Self { outcome, progress }, connecting)
+        let environment = Self {
+            activity,
+            outcome,
+            progress,
+        };
+        (environment, connecting)
+    }
+
+    /// Counts the workspace as in use until the result is dropped.
+    #[must_use]
+    pub fn in_use(&self) -> Option<InUse> {
+        self.activity.as_ref().map(Activity::begin)
     }
 
     /// Waits for the link.
@@ -203,21 +220,17 @@ impl Connecting {
     }
 
     async fn connect(&self) -> Result<(AgentConnection, NodeName), LinkError> {
+        // It must not go idle between its agent and our connection to it.
+        let activity = self.workspaces.activity(&self.workspace);
+        let _in_use = activity.as_ref().map(Activity::begin);
         let mut looked_again = false;
         loop {
             let target = match self.workspaces.agent(&self.workspace).await {
                 Ok(Agent::Ready(target)) => target,
-                Ok(Agent::Starting(mut operation)) => {
-                    while let Some(progress) = operation.next().await {
-                        // Nobody watching is fine.
-                        let _ = self.progress.send(progress);
-                    }
-                    operation
-                        .outcome()
-                        .await
-                        .map_err(|error| LinkError::from(&error))?;
-                    continue;
-                }
+                Ok(Agent::Starting(operation)) => match self.wait_for(operation).await? {
+                    Some(target) => target,
+                    None => continue,
+                },
                 Err(error) => return Err(LinkError::from(&error)),
             };
             match self.pool.take(&target, &self.user).await {
@@ -246,6 +259,33 @@ impl Connecting {
                 }
             }
         }
+    }
+}
+
+impl Connecting {
+    /// Waits until sessions can be opened, or the operation has ended.
+    async fn wait_for(
+        &self,
+        mut operation: Operation,
+    ) -> Result<Option<Arc<AgentTarget>>, LinkError> {
+        let mut reachable = std::pin::pin!(self.workspaces.reachable(&self.workspace));
+        loop {
+            tokio::select! {
+                biased;
+                target = &mut reachable => {
+                    return target.map(Some).map_err(|error| LinkError::from(&error));
+                }
+                progress = operation.next() => match progress {
+                    // Nobody watching is fine.
+                    Some(progress) => drop(self.progress.send(progress)),
+                    None => break,
+                }
+            }
+        }
+        let ended = operation.outcome().await;
+        ended
+            .map(|()| None)
+            .map_err(|error| LinkError::from(&error))
     }
 }
 

@@ -5,11 +5,16 @@ use russh::{Channel, ChannelOpenFailure, server};
 use tokio::sync::mpsc;
 use vendetta_sshio::relay;
 
+use super::environment::Environment;
 use super::handler::Shared;
 use crate::agent::opens::{EnvironmentOpen, OpenKind};
 
 /// Serves what the environment opens until its connection ends.
-pub async fn serve(shared: Shared, mut opens: mpsc::Receiver<EnvironmentOpen>) {
+pub async fn serve(
+    shared: Shared,
+    environment: Environment,
+    mut opens: mpsc::Receiver<EnvironmentOpen>,
+) {
     while let Some(EnvironmentOpen {
         kind,
         channel,
@@ -21,8 +26,9 @@ pub async fn serve(shared: Shared, mut opens: mpsc::Receiver<EnvironmentOpen>) {
             continue;
         };
         let task = shared.clone();
+        let in_use = environment.in_use();
         shared.spawn(async move {
-            let _slot = slot;
+            let _slot = (slot, in_use);
             match open(&task.client, &kind).await {
                 Ok(client) => {
                     reply.accept().await;

@@ -177,10 +177,10 @@ impl Connection {
                             workspace,
                             user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
                         );
-                        let task = shared.clone();
+                        let (task, served) = (shared.clone(), environment.clone());
                         shared.spawn(async move {
                             if let Some(opens) = connecting.run().await {
-                                forward::serve(task, opens).await;
+                                forward::serve(task, served, opens).await;
                             }
                         });
                         Target::Workspace(environment)
@@ -230,7 +230,7 @@ impl Connection {
         let side = shared.side(channel, None);
         let environment = environment.clone();
         shared.spawn(async move {
-            let _slot = slot;
+            let _slot = (slot, environment.in_use());
             let link = match environment.link().await {
                 Ok(link) => link,
                 Err(error) => {

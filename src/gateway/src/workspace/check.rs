@@ -322,7 +322,7 @@ fn check_service(service: &Service) -> Checked {
         check_user(user).map_err(|problem| Wrong::new(&["user"], problem))?;
     }
     if let Some(dir) = &service.working_dir
-        && (dir.is_empty() || !is_below(dir.trim_start_matches('/')))
+        && (dir.trim().is_empty() || !is_below(dir.trim_start_matches('/')))
     {
         return Err(Wrong::new(
             &["working_dir"],
@@ -330,13 +330,17 @@ fn check_service(service: &Service) -> Checked {
         ));
     }
     if let Some(signal) = &service.stop_signal
-        && Signal::from_str(signal).is_err()
+        && Signal::from_str(&format!(
+            "SIG{}",
+            signal.strip_prefix("SIG").unwrap_or(signal)
+        ))
+        .is_err()
     {
         return Err(Wrong::new(
             &["stop_signal"],
             format!("{signal:?} is not the name of a signal"),
         )
-        .with_remedy("write it as kill -l does, with SIG: SIGTERM, SIGINT, SIGQUIT …"));
+        .with_remedy("write one such as SIGTERM, SIGINT or SIGQUIT"));
     }
     Ok(())
 }
@@ -344,11 +348,13 @@ fn check_service(service: &Service) -> Checked {
 fn check_health(check: &HealthCheck, port: Option<u16>) -> Checked {
     match &check.probe {
         Probe::Http(path) => {
-            let odd = |c: char| c.is_whitespace() || c.is_control();
-            if !path.starts_with('/') || path.contains(odd) {
+            // Anything else would end the request line (RFC 9112 section 3).
+            if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
                 return Err(Wrong::new(
                     &["http"],
-                    format!("{path:?} is not a path of a URL, which begins with '/'"),
+                    format!(
+                        "{path:?} is not a path such as /health, with other characters percent-encoded"
+                    ),
                 ));
             }
             if port.is_none() {
@@ -624,7 +630,7 @@ mod tests {
                 "working_dir",
             ),
             (
-                json!({"command": "x", "stop_signal": "TERM"}),
+                json!({"command": "x", "stop_signal": "sigterm"}),
                 "stop_signal",
             ),
             (
@@ -680,7 +686,7 @@ mod tests {
             json!({"services": {
                 "db": {"command": "x", "port": 5432, "health_check": {"tcp": 5432}},
                 "web": {"command": "x", "port": 80, "host_port": 8080, "health_check": "/", "depends_on": ["db"],
-                        "working_dir": "src", "stop_signal": "SIGQUIT", "user": "www"},
+                        "working_dir": "src", "stop_signal": "QUIT", "user": "www"},
             }, "ports": [3000]}),
             json!({"provider": "host", "docker": {"image": "Not Used"}}),
         ] {

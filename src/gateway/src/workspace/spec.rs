@@ -1,5 +1,7 @@
 //! From what a project says and what the command line says to what is run.
 
+use std::time::Duration;
+
 use vendetta_proto::spec::{AutoUp, Build, ProjectConfig, ProviderKind, Remote};
 use vendetta_proto::{NodeName, WorkspaceName};
 
@@ -132,6 +134,13 @@ impl Spec {
         }
     }
 
+    /// How long nothing may use it before it is stopped; none: for ever.
+    #[must_use]
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        let timeout = self.config.idle_timeout?.as_duration();
+        (!timeout.is_zero()).then_some(timeout)
+    }
+
     /// Parts of the config that are stored, but that this version does not act
     /// on; one line each, for people.
     #[must_use]
@@ -143,15 +152,6 @@ impl Spec {
                 lines.push(text.to_owned());
             }
         };
-        note(
-            !config.services.is_empty(),
-            "services are stored, not started yet",
-        );
-        note(!config.hooks.is_empty(), "hooks are stored, not run yet");
-        note(
-            config.idle_timeout.is_some(),
-            "idle_timeout is stored, not acted upon yet",
-        );
         note(
             self.provider == ProviderKind::Host && !config.resources.is_unlimited(),
             "resources are stored; provider host does not limit them",
@@ -288,11 +288,11 @@ mod tests {
     fn what_is_not_acted_on_is_named() {
         let spec = resolve(serde_json::json!({
             "provider": "host", "resources": {"cpu": 1}, "idle_timeout": "2h",
-            "services": {"db": {"command": "x"}}, "hooks": {"up": "x"}, "lxc": {"image": "y"},
+            "lxc": {"image": "y"},
         }))
         .unwrap();
         let lines = spec.inactive().join("\n");
-        for word in ["services", "hooks", "idle_timeout", "resources", "lxc"] {
+        for word in ["resources", "lxc"] {
             assert!(lines.contains(word), "{word}: {lines}");
         }
         let plain = resolve(serde_json::json!({"docker": {"image": "x"}})).unwrap();
