@@ -154,6 +154,11 @@ impl Subject {
         }
     }
 
+    /// A folder for what a test makes.
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Makes an environment with all that its agent needs, not started.
     pub async fn create(&self, environment: &Environment) -> Placement {
         self.node.make_dir(&environment.run_dir).await.unwrap();

@@ -161,17 +161,22 @@ impl Docker {
     ) -> Result<(), ProviderError> {
         let client = self.engine.patient(Duration::from_secs(300)).await?;
         for image in self.images(WORKSPACE, id.as_str()).await? {
-            if keep.is_some_and(|keep| image.repo_tags.iter().any(|tag| tag == keep)) {
-                continue;
+            // Two builds may come to one image, which then has the tags of both.
+            let mut names = image.repo_tags;
+            names.retain(|name| name != "<none>:<none>");
+            if names.is_empty() {
+                names.push(image.id);
             }
-            let options = RemoveImageOptionsBuilder::default().force(true).build();
-            match client.remove_image(&image.id, Some(options), None).await {
-                Ok(_) => {}
-                // Another one is made of it, or it is being removed: the engine's to say when it goes.
-                Err(error) if is_absent(&error) || is_conflict(&error) => {
-                    tracing::debug!(%id, %error, "removing an image");
+            for name in names.iter().filter(|name| keep != Some(name.as_str())) {
+                let options = RemoveImageOptionsBuilder::default().force(true).build();
+                match client.remove_image(name, Some(options), None).await {
+                    Ok(_) => {}
+                    // Another one is made of it, or it is being removed: the engine's to say when it goes.
+                    Err(error) if is_absent(&error) || is_conflict(&error) => {
+                        tracing::debug!(%id, %error, "removing an image");
+                    }
+                    Err(error) => return Err(self.engine.failed("remove image", error)),
                 }
-                Err(error) => return Err(self.engine.failed("remove image", error)),
             }
         }
         Ok(())
