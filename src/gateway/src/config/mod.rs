@@ -8,6 +8,7 @@ pub mod devcontainer;
 mod gateway;
 mod ignore;
 mod invalid;
+mod local;
 pub mod project;
 pub mod sent;
 mod source;
@@ -17,7 +18,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use archive::Local as LocalProject;
 pub use gateway::{Config, Docker, Limits, Local, Log, LogFormat, LogLevel, Ssh, Users};
 pub use invalid::{Invalid, nearest};
+pub use local::LocalProject;
 pub use source::{NotHonoured, Project};

@@ -134,6 +134,13 @@ impl Spec {
         }
     }
 
+    /// What it is made from, for people: the image, or the Dockerfile.
+    #[must_use]
+    pub fn made_from(&self) -> Option<String> {
+        let dockerfile = || self.build().map(Build::dockerfile_path);
+        self.image().map(str::to_owned).or_else(dockerfile)
+    }
+
     /// How long nothing may use it before it is stopped; none: for ever.
     #[must_use]
     pub fn idle_timeout(&self) -> Option<Duration> {

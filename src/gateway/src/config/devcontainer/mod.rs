@@ -6,6 +6,8 @@
 //! can come of it, or listed with the reason. None is dropped in silence.
 
 mod commands;
+mod keys;
+mod mounts;
 mod variables;
 
 #[cfg(test)]
@@ -22,106 +24,12 @@ use vendetta_proto::spec::{Build, DockerConfig, ProjectConfig};
 use super::invalid::{Invalid, nearest};
 use super::project;
 use super::source::{NotHonoured, Place, Project, Source};
+use keys::{HONOURED, NOT_HONOURED};
+use mounts::{Mount, volume_name};
 use variables::Variables;
 
 /// Where a project keeps it, in the order in which they are looked for.
 pub const PATHS: [&str; 2] = [".devcontainer/devcontainer.json", ".devcontainer.json"];
-
-/// Keys of which nothing comes, and why.
-const NOT_HONOURED: [(&str, &str); 25] = [
-    ("appPort", "use forwardPorts"),
-    (
-        "capAdd",
-        "a workspace gets no capabilities of the engine's machine",
-    ),
-    (
-        "customizations",
-        "they are for an editor, which reads them itself",
-    ),
-    ("devPort", "it is of an old format"),
-    (
-        "extensions",
-        "they are for an editor, which reads them itself",
-    ),
-    ("features", "put what they install into a Dockerfile"),
-    ("gpu", "a workspace gets no devices of the engine's machine"),
-    (
-        "initializeCommand",
-        "it would run on your own machine; run it before you create the workspace",
-    ),
-    ("otherPortsAttributes", "ports are mapped alike"),
-    (
-        "overrideCommand",
-        "the first process is always vendetta's agent",
-    ),
-    ("overrideFeatureInstallOrder", "there are no features"),
-    (
-        "portsAttributes",
-        "ports are mapped alike, and have no labels",
-    ),
-    (
-        "privileged",
-        "a workspace has no power over the engine's machine",
-    ),
-    (
-        "runArgs",
-        "how the engine runs a workspace is the gateway's to say",
-    ),
-    ("runServices", "there is no compose file"),
-    ("secrets", "give variables with --env"),
-    (
-        "securityOpt",
-        "a workspace has no power over the engine's machine",
-    ),
-    ("service", "there is no compose file"),
-    (
-        "settings",
-        "they are for an editor, which reads them itself",
-    ),
-    (
-        "shutdownAction",
-        "a workspace runs until it is taken down or its idle_timeout is over",
-    ),
-    (
-        "updateRemoteUserUID",
-        "no directory of yours is mounted whose owner it would have to match",
-    ),
-    (
-        "userEnvProbe",
-        "sessions have the environment of the user's login shell",
-    ),
-    ("waitFor", "sessions may begin when hooks.create is done"),
-    (
-        "workspaceMount",
-        "the workspace's disk is mounted at workspaceFolder",
-    ),
-    ("mountsFrom", "it is of an old format"),
-];
-
-/// Keys that are taken over.
-const HONOURED: [&str; 21] = [
-    "build",
-    "containerEnv",
-    "containerUser",
-    "context",
-    "dockerComposeFile",
-    "dockerFile",
-    "forwardPorts",
-    "hostRequirements",
-    "image",
-    "init",
-    "mounts",
-    "name",
-    "onCreateCommand",
-    "postAttachCommand",
-    "postCreateCommand",
-    "postStartCommand",
-    "remoteEnv",
-    "remoteUser",
-    "updateContentCommand",
-    "workspaceFolder",
-    "$schema",
-];
 
 /// Reads a dev container config, which messages call `file`. `folder` is the
 /// name of the project's directory.
@@ -583,56 +491,5 @@ impl<'a> Reader<'a> {
             );
         }
         Ok(())
-    }
-}
-
-/// A name for a volume: that of a directory may have other characters in it.
-fn volume_name(source: &str) -> String {
-    source
-        .chars()
-        .map(|c| match c {
-            c if c.is_ascii_alphanumeric() || "_.-".contains(c) => c,
-            _ => '-',
-        })
-        .collect()
-}
-
-/// A mount as `docker run --mount` has it.
-#[derive(Debug, Default)]
-struct Mount {
-    kind: String,
-    source: String,
-    target: String,
-}
-
-impl Mount {
-    fn from_text(text: &str) -> Self {
-        let mut mount = Self::default();
-        for part in text.split(',') {
-            if let Some((key, value)) = part.split_once('=') {
-                mount.set(key.trim(), value);
-            }
-        }
-        mount
-    }
-
-    fn from_object(object: &Object<'_>) -> Self {
-        let mut mount = Self::default();
-        for property in &object.properties {
-            if let Value::StringLit(text) = &property.value {
-                mount.set(property.name.as_str(), &text.value);
-            }
-        }
-        mount
-    }
-
-    fn set(&mut self, key: &str, value: &str) {
-        let field = match key {
-            "type" => &mut self.kind,
-            "source" | "src" => &mut self.source,
-            "target" | "dst" | "destination" => &mut self.target,
-            _ => return,
-        };
-        value.clone_into(field);
     }
 }
