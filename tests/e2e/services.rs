@@ -132,10 +132,7 @@ fn a_chain_comes_up_in_order_and_is_reached_from_everywhere() {
             .as_u64()
             .expect("a port")
     };
-    let bind = ports[0]["address"]
-        .as_str()
-        .unwrap_or("127.0.0.1")
-        .to_owned();
+    let bind = gateway.ports_address();
     let web = format!("http://{bind}:{}/", host_port("web"));
     let curl = |url: &str| vendetta_tests::Run::new("curl").args(["-sS", "--max-time", "20", url]);
     assert!(curl(&web).ok().text().starts_with("count :"));

@@ -180,7 +180,7 @@ impl Control {
             json,
             scripted,
         };
-        match command.run(&mut session).await {
+        match Box::pin(command.run(&mut session)).await {
             Ok(Done::Ok) => Next::Line(0),
             Ok(attach @ Done::Attach { .. }) => Next::Attach(attach),
             Err(failure) => {

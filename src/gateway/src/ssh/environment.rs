@@ -177,7 +177,8 @@ impl Environment {
         // Not the link itself: it ends with the last who holds it.
         let (shared, activity) = (self.0.shared.clone(), self.0.activity.clone());
         self.0.shared.spawn(async move {
-            if let Some(opens) = connecting.run().await {
+            // Boxed, so that its many states are gone while the connection lasts.
+            if let Some(opens) = Box::pin(connecting.run()).await {
                 forward::serve(shared, activity, opens).await;
             }
         });

@@ -321,8 +321,10 @@ impl server::Handler for Connection {
             let _slot = slot;
             match target {
                 Target::Workspace(environment) => session::workspace(side, environment).await,
-                Target::Control => session::control(task, side, None).await,
-                Target::Unknown(name) => session::control(task, side, Some(name)).await,
+                // Boxed, since a session in a workspace must not be as large as
+                // the largest control command.
+                Target::Control => Box::pin(session::control(task, side, None)).await,
+                Target::Unknown(name) => Box::pin(session::control(task, side, Some(name))).await,
             }
         });
         Ok(())
