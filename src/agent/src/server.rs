@@ -19,11 +19,13 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::Pid;
 use russh::keys::Algorithm;
 use russh::{MethodKind, MethodSet, Preferred, SshId};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use vendetta_sshio::local_stream::LocalStream;
+use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
 use vendetta_sshio::workers::Workers;
 
@@ -227,7 +229,7 @@ async fn accept(
                 let (agent, config) = (Arc::clone(agent), Arc::clone(config));
                 let tasks = agent.tasks.clone();
                 let serving = async move {
-                    match UnixStream::from_std(stream) {
+                    match LocalStream::new(stream) {
                         Ok(stream) => connection(&agent, config, stream).await,
                         Err(error) => tracing::warn!("connection lost at once: {error}"),
                     }
@@ -243,7 +245,8 @@ async fn accept(
 }
 
 /// Serves one connection to its end.
-async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stream: UnixStream) {
+async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stream: LocalStream) {
+    let stream = ReadAhead::new(stream);
     let deadline = Instant::now() + LOGIN_GRACE;
     let authenticated = CancellationToken::new();
     let handler = ConnectionHandler::new(Arc::clone(agent), authenticated.clone());
