@@ -2,11 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -97,6 +98,8 @@ impl GatewayBuilder {
         if self.allow_host {
             config.push_str("[local]\nallow_host = true\n");
         }
+        let ports = ports_address();
+        config.push_str(&format!("[ports]\nbind = \"{ports}\"\n"));
         fs::write(dir.path().join("vendetta.toml"), config).expect("writing the configuration");
         let admin = Client::new(&dir.path().join("admin"), 0, "");
         make_home(&dir.path().join("home"), &self.operator_keys);
@@ -109,13 +112,14 @@ impl GatewayBuilder {
             admin,
             child: None,
             address: None,
+            ports,
         };
         gateway.start();
         gateway
     }
 }
 
-/// A gateway. Dropped, it is killed, and its containers and volumes are removed;
+/// A gateway. Dropped, it is killed, and its containers, volumes and images are removed;
 /// dropped by a failing test, it shows the end of its log.
 #[derive(Debug)]
 pub struct Gateway {
@@ -126,6 +130,7 @@ pub struct Gateway {
     admin: Client,
     child: Option<Child>,
     address: Option<SocketAddr>,
+    ports: Ipv4Addr,
 }
 
 impl Gateway {
@@ -262,6 +267,22 @@ impl Gateway {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address.expect("the gateway has been started")
+    }
+
+    /// The address, its alone, of the ports that lead into its workspaces.
+    #[must_use]
+    pub fn ports_address(&self) -> IpAddr {
+        self.ports.into()
+    }
+
+    /// A port of [`Gateway::ports_address`] that was free a moment ago.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn free_port(&self) -> u16 {
+        let listener = TcpListener::bind((self.ports, 0)).expect("a free port");
+        listener.local_addr().expect("its address").port()
     }
 
     /// The first administrator.
@@ -494,7 +515,7 @@ impl Gateway {
         self.dir.path().join("gateway.log")
     }
 
-    /// Names of the containers and volumes of this gateway at its engine.
+    /// Names of the containers, volumes and images of this gateway at its engine.
     #[must_use]
     pub fn resources(&self) -> Vec<String> {
         self.engine().labelled(&self.label())
@@ -560,6 +581,17 @@ impl Drop for Gateway {
             engine.remove_labelled(&self.label());
         }
     }
+}
+
+/// A loopback address that no other gateway of the tests has, so that none
+/// listens on a port that another one has given away.
+fn ports_address() -> Ipv4Addr {
+    static GATEWAYS: AtomicU8 = AtomicU8::new(0);
+    let number = GATEWAYS.fetch_add(1, Ordering::Relaxed);
+    // Process ids have up to 22 bits (proc(5), pid_max). 127.0.0.x stays
+    // everybody's, and the gateways of one test have three quarters of the rest.
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 64 * (1 + number % 3) + (high & 0x3f), middle, low)
 }
 
 /// Makes the operator's home with `keys` in its `.ssh`.

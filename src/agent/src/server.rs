@@ -1,8 +1,8 @@
 //! Listens, accepts, stops.
 //!
 //! ```text
-//!   SERVING ── SIGTERM | SIGINT ──▶ STOPPING: sessions told and hung up, descendants SIGTERM
-//!      ──▶ all gone | grace over, SIGKILL ──▶ exit 0
+//!   SERVING ── SIGTERM | SIGINT ──▶ STOPPING: services asked to end in order, sessions told and
+//!      hung up, all other descendants SIGTERM ──▶ all gone | grace over, SIGKILL ──▶ exit 0
 //! ```
 
 use std::collections::HashSet;
@@ -11,17 +11,21 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::Pid;
 use russh::keys::Algorithm;
 use russh::{MethodKind, MethodSet, Preferred, SshId};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use vendetta_sshio::local_stream::LocalStream;
+use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
 use vendetta_sshio::workers::Workers;
 
@@ -29,7 +33,10 @@ use crate::config::Settings;
 use crate::connection::Agent;
 use crate::forward::Resolver;
 use crate::handler::ConnectionHandler;
-use crate::process::{Reaper, descendants};
+use crate::ports::Ports;
+use crate::process::{Reaper, Table, descendants};
+use crate::rpc::Marks;
+use crate::supervisor;
 use crate::users::Users;
 
 /// How long a connection may take to log in.
@@ -38,6 +45,9 @@ const LOGIN_GRACE: Duration = Duration::from_secs(30);
 /// How long processes may take to end after SIGTERM, well within the ten
 /// seconds that container engines give PID 1.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// How much of that services have to end in order.
+const ORDER_GRACE: Duration = Duration::from_secs(3);
 
 /// How often to look whether all processes have ended.
 const STOP_POLL: Duration = Duration::from_millis(50);
@@ -101,7 +111,12 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
 
     let config = Arc::new(ssh_config(&settings));
     let path = settings.listen.clone();
+    let (services, inbox) = supervisor::new(&settings);
     let agent = Arc::new(Agent {
+        service_variables: supervisor::variables(&settings.services, &settings.host_ports),
+        services,
+        ports: Ports::default(),
+        marks: Marks::default(),
         settings,
         users: Users::system(),
         reaper: Reaper::default(),
@@ -124,6 +139,9 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         let agent = Arc::clone(&agent);
         tokio::spawn(async move { agent.reaper.run().await })
     };
+    agent
+        .tasks
+        .spawn(supervisor::runner(Arc::clone(&agent), inbox).run());
     let listener = listen(&path).map_err(|source| ServeError::Listen {
         path: path.clone(),
         source,
@@ -211,7 +229,7 @@ async fn accept(
                 let (agent, config) = (Arc::clone(agent), Arc::clone(config));
                 let tasks = agent.tasks.clone();
                 let serving = async move {
-                    match UnixStream::from_std(stream) {
+                    match LocalStream::new(stream) {
                         Ok(stream) => connection(&agent, config, stream).await,
                         Err(error) => tracing::warn!("connection lost at once: {error}"),
                     }
@@ -227,7 +245,8 @@ async fn accept(
 }
 
 /// Serves one connection to its end.
-async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stream: UnixStream) {
+async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stream: LocalStream) {
+    let stream = ReadAhead::new(stream);
     let deadline = Instant::now() + LOGIN_GRACE;
     let authenticated = CancellationToken::new();
     let handler = ConnectionHandler::new(Arc::clone(agent), authenticated.clone());
@@ -262,20 +281,32 @@ async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stre
     }
 }
 
-/// Ends all that runs in the environment: sessions learn of it and are hung up,
-/// every process gets SIGTERM, and after the grace SIGKILL.
+/// Ends all that runs in the environment: services in order, sessions learn of
+/// it and are hung up, every other process gets SIGTERM, and after the grace
+/// all get SIGKILL.
 async fn stop(agent: &Agent) {
     tracing::info!("stopping");
     agent.sessions.close();
     agent.tasks.close();
     agent.stopping.cancel();
-    let ended = async {
+    let services_stopped = AtomicBool::new(false);
+    let services = async {
+        agent.services.shut_down(ORDER_GRACE).await;
+        services_stopped.store(true, Ordering::Relaxed);
+    };
+    let others = async {
         // Each process once: to many, a second SIGTERM means "at once".
         let mut told = HashSet::new();
         loop {
-            let processes = descendants();
-            if processes.is_empty() {
+            let all_stopped = services_stopped.load(Ordering::Relaxed);
+            let table = Table::now();
+            let mut processes = table.below(Pid::this());
+            if processes.is_empty() && all_stopped {
                 break;
+            }
+            if !all_stopped {
+                let theirs = agent.services.processes(&table);
+                processes.retain(|pid| !theirs.contains(pid));
             }
             for pid in processes.into_iter().filter(|pid| told.insert(*pid)) {
                 let _ = kill(pid, Signal::SIGTERM);
@@ -284,6 +315,7 @@ async fn stop(agent: &Agent) {
         }
         agent.sessions.wait().await;
     };
+    let ended = async { tokio::join!(services, others) };
     if timeout(STOP_GRACE, ended).await.is_err() {
         let left = descendants();
         for pid in &left {

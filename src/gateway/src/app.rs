@@ -24,7 +24,6 @@ use tokio_util::task::TaskTracker;
 use vendetta_sshio::keys::PrivateKey;
 use vendetta_sshio::workers::Workers;
 
-use crate::agent::pool::Pool;
 use crate::config::Config;
 use crate::control::Control;
 use crate::events::Events;
@@ -230,12 +229,16 @@ async fn build(
     let workspaces = Workspaces::start(workspace::Settings {
         store: store.clone(),
         host_ca: keys.host_ca.clone(),
-        agent_login_key: keys.agent.public(),
+        agent_key: keys.agent.clone(),
         agent_dir: config.agent_dir.clone(),
         state_dir: config.state_dir.clone(),
         docker_socket: config.docker.socket.clone(),
         lxc_socket: config.lxc.socket.clone(),
         allow_host: config.local.allow_host,
+        ports: workspace::PortSettings {
+            range: config.ports.range.0.clone(),
+            bind: config.ports.bind,
+        },
         node_key: keys.node.clone(),
         events: events.clone(),
         tracker: tasks.clone(),
@@ -244,7 +247,7 @@ async fn build(
     .await?;
     let trusted = config.users.certificate_authorities()?;
     Ok(Services {
-        pool: Pool::new(&keys.agent, tasks.clone(), end.clone()),
+        pool: workspaces.pool().clone(),
         control: Arc::new(Control::new(
             config,
             store.clone(),

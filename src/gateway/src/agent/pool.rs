@@ -67,11 +67,39 @@ pub enum AgentError {
         /// The user asked for.
         user: String,
     },
+    /// A session with the agent broke off.
+    #[error("asking the agent of workspace {workspace}: {source}")]
+    Session {
+        /// The workspace.
+        workspace: String,
+        /// The cause.
+        source: russh::Error,
+    },
+    /// What the agent said is no answer.
+    #[error("the agent of workspace {workspace} answered what is none: {problem}")]
+    Answer {
+        /// The workspace.
+        workspace: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The agent refuses a request.
+    #[error("{problem}")]
+    Refused {
+        /// The workspace.
+        workspace: String,
+        /// Why.
+        problem: String,
+        /// Whether it names what is not there.
+        not_found: bool,
+    },
     /// Nothing came in time.
-    #[error("the agent of workspace {workspace} did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    #[error("the agent of workspace {workspace} did not answer within {} s", limit.as_secs())]
     TimedOut {
         /// The workspace.
         workspace: String,
+        /// How long was waited.
+        limit: Duration,
     },
 }
 
@@ -87,7 +115,12 @@ impl AgentError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Unreachable { source, .. } => source.remedy(),
-            Self::Handshake { .. } | Self::NoUser { .. } | Self::TimedOut { .. } => None,
+            Self::Handshake { .. }
+            | Self::NoUser { .. }
+            | Self::Session { .. }
+            | Self::Answer { .. }
+            | Self::Refused { .. }
+            | Self::TimedOut { .. } => None,
         }
     }
 }
@@ -107,6 +140,12 @@ pub struct AgentConnection {
 #[derive(Clone)]
 pub struct Pool {
     shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pool")
+    }
 }
 
 struct Shared {
@@ -294,7 +333,8 @@ impl Pool {
         Ok(connection)
     }
 
-    async fn connect(
+    /// A connection made now.
+    pub(super) async fn connect(
         &self,
         target: &AgentTarget,
         user: &str,
@@ -340,6 +380,7 @@ impl Pool {
             .unwrap_or_else(|_| {
                 Err(AgentError::TimedOut {
                     workspace: workspace(),
+                    limit: CONNECT_TIMEOUT,
                 })
             })
     }

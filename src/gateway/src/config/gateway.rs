@@ -1,7 +1,8 @@
 //! The gateway's own configuration. `config/vendetta.toml` shows every key with
 //! its default; docs/configuration.md says which key serves what.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,8 @@ pub struct Config {
     pub lxc: Lxc,
     /// The gateway's own machine as a node.
     pub local: Local,
+    /// Ports of the gateway's own machine that lead into workspaces.
+    pub ports: Ports,
     /// Metrics for Prometheus.
     pub metrics: Metrics,
 }
@@ -59,6 +62,7 @@ impl Default for Config {
             docker: Docker::default(),
             lxc: Lxc::default(),
             local: Local::default(),
+            ports: Ports::default(),
             metrics: Metrics::default(),
         }
     }
@@ -173,6 +177,8 @@ pub struct Limits {
     pub auth_attempts: usize,
     /// Channels that a connection may have open at once.
     pub channels_per_connection: usize,
+    /// Bytes of a project that may be sent with its config, to build an image from.
+    pub upload_bytes: usize,
 }
 
 impl Default for Limits {
@@ -183,6 +189,7 @@ impl Default for Limits {
             login_grace_seconds: 60,
             auth_attempts: 10,
             channels_per_connection: 256,
+            upload_bytes: 64 << 20,
         }
     }
 }
@@ -276,6 +283,52 @@ pub struct Local {
     /// Whether workspaces of the provider `host` may run here. They are not
     /// isolated: whoever may create one has the rights of the gateway's user.
     pub allow_host: bool,
+}
+
+/// Ports of the gateway's own machine that lead into workspaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ports {
+    /// Those that are given to services and ports without a wish.
+    pub range: PortRange,
+    /// The address that they are on.
+    pub bind: IpAddr,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self {
+            range: PortRange(20000..=29999),
+            bind: Ipv4Addr::LOCALHOST.into(),
+        }
+    }
+}
+
+/// Ports from one to another, both included, written `"FIRST-LAST"`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortRange(pub RangeInclusive<u16>);
+
+impl TryFrom<String> for PortRange {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let ports = text.split_once('-').and_then(|(first, last)| {
+            let port = |text: &str| text.trim().parse::<u16>().ok();
+            Some(port(first)?..=port(last)?)
+        });
+        match ports {
+            Some(ports) if !ports.is_empty() && *ports.start() >= 1024 => Ok(Self(ports)),
+            _ => Err(format!(
+                "{text:?} is not a range of ports from 1024 to 65535, such as \"20000-29999\""
+            )),
+        }
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(PortRange(ports): PortRange) -> Self {
+        format!("{}-{}", ports.start(), ports.end())
+    }
 }
 
 /// Metrics for Prometheus.

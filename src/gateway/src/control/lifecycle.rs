@@ -1,12 +1,17 @@
 //! Bringing a workspace up and down, making it anew, removing it.
 
+use std::sync::Arc;
+
+use futures::StreamExt as _;
 use serde_json::json;
 
 use super::command::{Done, Session};
 use super::failure::Failure;
 use super::progress::{result_line, watch};
+use super::service;
 use super::workspace::find;
 use crate::access::{Action, Authorized};
+use crate::inventory::AgentAccess;
 use crate::workspace::{Operation, WorkspaceRef, Workspaces};
 
 /// What to do with a workspace.
@@ -22,27 +27,12 @@ impl Change {
         self,
         workspaces: &Workspaces,
         workspace: &Authorized<WorkspaceRef>,
+        ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Operation {
         match self {
-            Self::Up => workspaces.up(workspace).await,
+            Self::Up => workspaces.up(workspace, ssh_agent).await,
             Self::Down => workspaces.down(workspace).await,
-            Self::Rebuild => workspaces.rebuild(workspace).await,
-        }
-    }
-
-    /// What is said when it is done.
-    fn result(self, session: &Session<'_>, workspace: &WorkspaceRef) -> String {
-        let name = &workspace.name;
-        match self {
-            Self::Up | Self::Rebuild => {
-                format!(
-                    "Environment started. Connect with: {}\n",
-                    session.control.connect_command(name)
-                )
-            }
-            Self::Down => format!(
-                "Workspace {name} is down; its disk stays. Bring it up with: ssh vendetta workspace up {name}\n"
-            ),
+            Self::Rebuild => workspaces.rebuild(workspace, ssh_agent).await,
         }
     }
 }
@@ -63,7 +53,10 @@ pub(super) async fn follow(
     workspace: &Authorized<WorkspaceRef>,
     change: Change,
 ) -> Result<Done, Failure> {
-    let operation = change.begin(&session.control.workspaces, workspace).await;
+    let ssh_agent = session.console.agent();
+    let operation = change
+        .begin(&session.control.workspaces, workspace, ssh_agent)
+        .await;
     let name = &workspace.name;
     let (subject, follow_up) = (
         format!("workspace {name}"),
@@ -79,11 +72,46 @@ pub(super) async fn follow(
     .await?;
     let text = if session.json {
         result_line("workspace", &session.control.workspaces.status(workspace)?)
+    } else if change == Change::Down {
+        format!(
+            "Workspace {name} is down; its disk stays. Bring it up with: ssh vendetta workspace up {name}\n"
+        )
     } else {
-        change.result(session, workspace)
+        started(session, workspace).await?
     };
     session.console.out(&text).await?;
     Ok(Done::Ok)
+}
+
+/// What runs where, and how to use it.
+async fn started(
+    session: &mut Session<'_>,
+    workspace: &Authorized<WorkspaceRef>,
+) -> Result<String, Failure> {
+    let connect = session.control.connect_command(&workspace.name);
+    let workspaces = &session.control.workspaces;
+    if workspaces.service_names(workspace)?.is_empty() {
+        return Ok(format!("Environment started. Connect with: {connect}\n"));
+    }
+    let mut states = workspaces.services(workspace, false).await?;
+    let services = states.next().await.transpose()?.unwrap_or_default();
+    let table = service::listed(session, &services);
+    let name = &workspace.name;
+    // One that was stopped or has failed since is left to its owner.
+    let troubled: Vec<&str> = services
+        .iter()
+        .filter(|service| !service::is_well(service))
+        .map(|service| service.name.as_str())
+        .collect();
+    let state = if troubled.is_empty() {
+        "services ready".to_owned()
+    } else {
+        let troubled = troubled.join(" ");
+        format!("but not all services are ready (ssh vendetta workspace restart {name} {troubled})")
+    };
+    Ok(format!(
+        "{table}\nEnvironment started, {state}. Connect with: {connect}\n"
+    ))
 }
 
 /// Removes a workspace, after asking.

@@ -1,6 +1,7 @@
 //! The control plane as its clients see it, on a real store and real
 //! workspaces; only the engine is absent.
 
+mod configs;
 mod people;
 mod sessions;
 
@@ -78,12 +79,16 @@ impl Lab {
         let workspaces = Workspaces::start(Settings {
             store: store.clone(),
             host_ca: PrivateKey::generate_ed25519("ca").unwrap(),
-            agent_login_key: PrivateKey::generate_ed25519("agents").unwrap().public(),
+            agent_key: PrivateKey::generate_ed25519("agents").unwrap(),
             agent_dir: Some(agents),
             state_dir: state_dir.clone(),
             docker_socket: dir.path().join("no-docker.sock"),
             lxc_socket: Some(dir.path().join("no-lxc.sock")),
             allow_host: true,
+            ports: crate::workspace::PortSettings {
+                range: 20000..=29999,
+                bind: "127.0.0.1".parse().unwrap(),
+            },
             node_key: PrivateKey::generate_ed25519("nodes").unwrap(),
             events: Events::default(),
             tracker: TaskTracker::new(),

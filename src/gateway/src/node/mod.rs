@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use vendetta_proto::NodeName;
 
+pub use enroll::AgentAccess;
 pub use error::{LinkError, NodeError, Refusal};
 pub use local::LocalNode;
 pub use probe::{Facts, Kvm, Probe, Socket, facts, probe, try_guest};

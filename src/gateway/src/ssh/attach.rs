@@ -7,9 +7,9 @@ use tokio::sync::watch;
 use vendetta_proto::agent::DEFAULT_USER;
 
 use super::environment::{Environment, OpenedSession, stderr_line};
-use super::forward;
 use super::handler::Shared;
 use super::session::STDERR;
+use crate::agent::client::signal_number;
 use crate::control::{Attach, Caller, Io, TerminalSize};
 
 /// Joins the streams until the environment's session ends; returns the exit code.
@@ -25,18 +25,9 @@ pub async fn run(
         command,
         mut io,
     } = attachment;
-    let (environment, connecting) = Environment::new(
-        shared.services.workspaces.clone(),
-        shared.services.pool.clone(),
-        workspace,
-        user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
-    );
-    let task = shared.clone();
-    shared.spawn(async move {
-        if let Some(opens) = connecting.run().await {
-            forward::serve(task, opens).await;
-        }
-    });
+    let user = user.unwrap_or_else(|| DEFAULT_USER.to_owned());
+    let environment = Environment::connect(shared.clone(), workspace, user);
+    let _in_use = environment.in_use();
     let OpenedSession { channel, farewell } = match environment.open_session(&mut io.stderr).await {
         Ok(session) => session,
         Err(error) => return fail(&mut io, &error.message, error.exit_code).await,
@@ -164,24 +155,4 @@ async fn follow(
         }
     }
     std::future::pending().await
-}
-
-/// The number of a signal on Linux, for the shell's 128+n.
-fn signal_number(signal: &russh::Sig) -> u8 {
-    use russh::Sig;
-    match signal {
-        Sig::HUP => 1,
-        Sig::INT => 2,
-        Sig::QUIT => 3,
-        Sig::ILL => 4,
-        Sig::ABRT => 6,
-        Sig::FPE => 8,
-        Sig::KILL => 9,
-        Sig::USR1 => 10,
-        Sig::SEGV => 11,
-        Sig::PIPE => 13,
-        Sig::ALRM => 14,
-        Sig::TERM => 15,
-        Sig::Custom(_) => 0,
-    }
 }

@@ -32,6 +32,7 @@ fn workspace(name: &str, owner: &str) -> WorkspaceRow {
         provider: ProviderKind::Docker,
         config: ProjectConfig::default(),
         record: Record::NEW,
+        provisioned: 0,
         host_key: "secret".to_owned(),
         created: people::now(),
     }

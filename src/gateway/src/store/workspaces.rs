@@ -26,6 +26,9 @@ pub struct WorkspaceRow {
     pub config: ProjectConfig,
     /// What it is meant to be.
     pub record: Record,
+    /// The generation of the environment that was set up last: its repository
+    /// cloned, its create hook run. 0: none yet.
+    pub provisioned: u64,
     /// Private host key of its agent, OpenSSH PEM.
     pub host_key: String,
     /// When it was created.
@@ -48,8 +51,8 @@ impl Store {
             name_is_free(transaction, row.name.as_str())?;
             transaction.execute(
                 "INSERT INTO workspaces (id, name, owner, node, provider, config, desired,
-                                         generation, boot, host_key, created)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                                         generation, boot, host_key, created, provisioned)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
                 params![
                     row.id.as_str(),
                     row.name.as_str(),
@@ -62,6 +65,7 @@ impl Store {
                     signed(row.record.boot),
                     row.host_key,
                     row.created.as_millisecond(),
+                    signed(row.provisioned),
                 ],
             )?;
             Ok(())
@@ -93,6 +97,26 @@ impl Store {
         .await
     }
 
+    /// Saves that the environment of `generation` has been set up.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn save_provisioned(
+        &self,
+        id: &WorkspaceId,
+        generation: u64,
+    ) -> Result<(), StoreError> {
+        let id = id.clone();
+        self.write("save workspace", move |transaction| {
+            transaction.execute(
+                "UPDATE workspaces SET provisioned = ?2 WHERE id = ?1",
+                params![id.as_str(), signed(generation)],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Deletes a workspace of which nothing is left; gone already is fine.
     ///
     /// # Errors
@@ -114,7 +138,7 @@ impl Store {
         self.write("read workspaces", |transaction| {
             let mut statement = transaction.prepare(
                 "SELECT id, name, owner, node, provider, config, desired, generation, boot,
-                        host_key, created
+                        host_key, created, provisioned
                  FROM workspaces ORDER BY name",
             )?;
             let mut rows = statement.query([])?;
@@ -142,6 +166,7 @@ impl Store {
                     },
                     host_key: row.get(9)?,
                     created: timestamp(row.get(10)?)?,
+                    provisioned: unsigned(row.get(11)?),
                 });
             }
             Ok(found)

@@ -8,10 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::attend::{Attendance, attend};
+use super::callers::Callers;
 use super::entry::{Entry, Message, Snapshot};
 use super::error::Explain;
 use super::manager::AgentTarget;
@@ -19,18 +21,31 @@ use super::services::Services;
 use super::state::{Desired, Effect, Event, Found, Machine, Outcome, Phase, Record, Request, Work};
 use super::{ErrorKind, Failure, Operation, ProgressSink, WorkspaceError, work};
 use crate::events::Happening;
+use crate::node::AgentAccess;
 use crate::provider::Context;
 
 /// How long the engine may take to say what it has of a workspace.
 const LOOK_LIMIT: Duration = Duration::from_secs(15);
 
-/// What a work came to: the agent, where it brought one.
-type Result = std::result::Result<Option<AgentTarget>, WorkspaceError>;
+/// What a work came to.
+type Result = std::result::Result<(), WorkspaceError>;
 
 /// Work under way.
 struct UnderWay {
     cancel: CancellationToken,
     task: AbortOnDropHandle<Result>,
+    /// Where the agent is, once sessions can be opened; none when that is told.
+    reached: Option<oneshot::Receiver<Arc<AgentTarget>>>,
+}
+
+/// What an actor waits for.
+enum Next {
+    /// Sessions can be opened in the environment.
+    Reached(Arc<AgentTarget>),
+    /// The work under way ended.
+    Ended(Result),
+    /// It was told something; none when nobody is left to tell it anything.
+    Told(Option<Message>),
 }
 
 pub(super) struct Actor {
@@ -42,6 +57,10 @@ pub(super) struct Actor {
     /// Where the work under way, and what follows from it, is reported.
     sink: Option<ProgressSink>,
     target: Option<Arc<AgentTarget>>,
+    /// What is there as long as sessions can be opened.
+    attendance: Option<Attendance>,
+    /// The ssh-agents of those who asked for what is under way.
+    callers: Callers,
     failure: Option<Failure>,
     note: Option<String>,
 }
@@ -60,6 +79,8 @@ impl Actor {
             under_way: None,
             sink: None,
             target: None,
+            attendance: None,
+            callers: Callers::default(),
             failure: None,
             note: None,
         }
@@ -84,41 +105,81 @@ impl Actor {
                 .tell(self.state_event(None, Phase::Created)),
         }
         while self.machine.phase() != Phase::Destroyed {
-            let ended = async {
-                match &mut self.under_way {
-                    Some(under_way) => {
-                        let result = (&mut under_way.task).await;
-                        (result, under_way.cancel.is_cancelled())
+            match self.next().await {
+                Next::Reached(target) => {
+                    let sink = self.sink.get_or_insert_default();
+                    let attendance = attend(&self.services, &self.entry, &target, sink);
+                    self.attendance = Some(attendance.await);
+                    self.target = Some(target);
+                    self.publish();
+                }
+                Next::Ended(result) => {
+                    let under_way = self.under_way.take();
+                    let cancelled =
+                        under_way.is_some_and(|under_way| under_way.cancel.is_cancelled());
+                    self.ended(result, cancelled).await;
+                }
+                Next::Told(Some(Message::Ask(ask))) => {
+                    let operation = self.asked(ask.request, ask.ssh_agent).await;
+                    // Who asked may be gone; what they asked for is not.
+                    let _ = ask.reply.send(operation);
+                }
+                Next::Told(Some(Message::Look(done))) => {
+                    self.look().await;
+                    if let Some(done) = done {
+                        let _ = done.send(());
                     }
+                }
+                Next::Told(Some(Message::Idle)) => self.idle().await,
+                Next::Told(Some(Message::Forget(done))) => {
+                    self.forget().await;
+                    let _ = done.send(());
+                    return;
+                }
+                Next::Told(None) => return,
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Next {
+        loop {
+            let Some(under_way) = &mut self.under_way else {
+                return Next::Told(self.inbox.recv().await);
+            };
+            let UnderWay { task, reached, .. } = under_way;
+            let told = async {
+                match reached {
+                    Some(reached) => reached.await,
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                (result, cancelled) = ended => {
-                    self.under_way = None;
-                    let result = result.unwrap_or_else(|error| Err(self.internal(&error)));
-                    self.ended(result, cancelled).await;
+            let result = tokio::select! {
+                biased;
+                target = told => {
+                    under_way.reached = None;
+                    match target {
+                        Ok(target) => return Next::Reached(target),
+                        // The work ends without it.
+                        Err(_) => continue,
+                    }
                 }
-                message = self.inbox.recv() => match message {
-                    Some(Message::Ask(request, reply)) => {
-                        let operation = self.asked(request).await;
-                        // Who asked may be gone; what they asked for is not.
-                        let _ = reply.send(operation);
-                    }
-                    Some(Message::Look(done)) => {
-                        self.look().await;
-                        if let Some(done) = done {
-                            let _ = done.send(());
-                        }
-                    }
-                    Some(Message::Forget(done)) => {
-                        self.forget().await;
-                        let _ = done.send(());
-                        return;
-                    }
-                    None => return,
-                }
-            }
+                result = task => result,
+                message = self.inbox.recv() => return Next::Told(message),
+            };
+            return Next::Ended(result.unwrap_or_else(|error| Err(self.internal(&error))));
+        }
+    }
+
+    /// Stops it, unless somebody has begun to use it meanwhile.
+    async fn idle(&mut self) {
+        let activity = self.entry.activity.clone();
+        if let Some(timeout) = self.entry.spec.idle_timeout()
+            && self.machine.phase() == Phase::Running
+            && activity.leave(timeout)
+        {
+            // Nobody watches it.
+            self.asked(Request::Idle, None).await;
+            activity.stay();
         }
     }
 
@@ -169,6 +230,9 @@ impl Actor {
         };
         let before = self.machine.phase();
         let (machine, effects) = self.machine.step(Event::Found(found));
+        if found != Found::Running {
+            self.target = None;
+        }
         if before == Phase::Running && machine.phase() == Phase::Stopped {
             self.note = Some(self.how_it_ended(found).await);
         }
@@ -204,7 +268,11 @@ impl Actor {
         }
     }
 
-    async fn asked(&mut self, request: Request) -> Operation {
+    async fn asked(
+        &mut self,
+        request: Request,
+        ssh_agent: Option<Arc<dyn AgentAccess>>,
+    ) -> Operation {
         if request == Request::Up && self.machine.phase() == Phase::Running {
             // It may have ended and the engine not told us yet.
             self.look().await;
@@ -216,6 +284,10 @@ impl Actor {
             return Operation::ended(Err(gone), None);
         }
         let joins = before.work().is_some() && machine.record() == before.record();
+        if !joins {
+            self.callers = Callers::default();
+        }
+        self.callers.add(ssh_agent);
         if let (true, Some(sink)) = (joins, &self.sink) {
             return sink.watch();
         }
@@ -254,13 +326,9 @@ impl Actor {
             Err(_) => Outcome::Failed,
         };
         let (machine, effects) = self.machine.step(Event::Ended(outcome));
-        match &result {
-            Ok(target) => self.target = target.clone().map(Arc::new),
-            Err(error) if outcome == Outcome::Failed => {
-                tracing::warn!(workspace = %self.entry.reference.name, work = ?self.machine.work(), %error, "work failed");
-                self.failure = Some(failure(self.doing(), error));
-            }
-            Err(_) => {}
+        if let (Err(error), Outcome::Failed) = (&result, outcome) {
+            tracing::warn!(workspace = %self.entry.reference.name, work = ?self.machine.work(), %error, "work failed");
+            self.failure = Some(failure(self.doing(), error));
         }
         self.take(machine, effects).await;
         if self.machine.work().is_none()
@@ -330,23 +398,34 @@ impl Actor {
             cancel: cancel.clone(),
         };
         let (services, entry) = (Arc::clone(&self.services), Arc::clone(&self.entry));
+        let (tell, reached) = oneshot::channel();
+        let target = self.target.take();
+        let attendance = self.attendance.take();
+        let ssh_agent = self.callers.access();
         let task = self.services.tracker.spawn(async move {
+            if let Some(attendance) = attendance {
+                attendance.ended().await;
+            }
             match work {
                 Work::Start { generation, boot } => {
-                    work::start(&services, &entry, generation, boot, &context)
-                        .await
-                        .map(Some)
+                    let start = work::Start {
+                        generation,
+                        boot,
+                        ssh_agent,
+                        reached: tell,
+                    };
+                    work::start(&services, &entry, start, &context).await
                 }
-                Work::Stop => work::stop(&entry, &context).await.map(|()| None),
-                Work::Destroy => work::destroy(&entry, &context).await.map(|()| None),
+                Work::Stop => work::stop(&services, &entry, target, &context).await,
+                Work::Destroy => work::destroy(&entry, &context).await,
             }
         });
-        self.target = None;
         self.failure = None;
         self.note = None;
         self.under_way = Some(UnderWay {
             cancel,
             task: AbortOnDropHandle::new(task),
+            reached: Some(reached),
         });
     }
 
@@ -356,14 +435,28 @@ impl Actor {
         if phase != Phase::Failed {
             self.failure = None;
         }
-        if phase != Phase::Running {
+        if !matches!(phase, Phase::Starting | Phase::Running | Phase::Failed) {
             self.target = None;
+        }
+        if let (None, Some(attendance)) = (&self.target, &self.attendance) {
+            attendance.end();
+        }
+        if self.machine.record().desired == Desired::Idle && self.note.is_none() {
+            self.note = self
+                .entry
+                .spec
+                .config
+                .idle_timeout
+                .map(|timeout| format!("it went idle: nothing had used it for {timeout}"));
         }
         let before = self.entry.snapshot();
         let mut snapshot = Snapshot::new(&self.machine, phase);
         if before.phase == phase {
             snapshot.since = before.since;
         } else {
+            if phase == Phase::Running {
+                self.entry.activity.restart();
+            }
             tracing::info!(workspace = %self.entry.reference.name, from = %before.phase, to = %phase, "state");
             self.services
                 .events
@@ -432,6 +525,7 @@ fn word(request: Request) -> &'static str {
     match request {
         Request::Up => "up",
         Request::Down => "down",
+        Request::Idle => "idle",
         Request::Rebuild => "rebuild",
         Request::Destroy => "destroy",
     }

@@ -1,30 +1,46 @@
 //! A workspace as everybody but its actor sees it: what never changes, the
 //! latest snapshot of what does, and the way to ask for something.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
+use super::activity::Activity;
 use super::manager::{AgentTarget, WorkspaceRef};
 use super::state::{Machine, Phase, Record, Request};
 use super::{ErrorKind, Failure, Operation, Spec, WorkspaceError, WorkspaceStatus};
 use crate::inventory::{Node, NodeState};
-use crate::node::NodeTransport;
+use crate::node::{AgentAccess, NodeTransport};
+use crate::ports::{Mapping, PortStatus};
 use crate::provider::Provider;
+use crate::store::WorkspaceRow;
 
 /// What an actor is told.
 #[derive(Debug)]
 pub(super) enum Message {
     /// Somebody asks for something and wants to watch it.
-    Ask(Request, oneshot::Sender<Operation>),
+    Ask(Ask),
     /// Something may have happened to the environment: look, and tell whoever
     /// waits for it.
     Look(Option<oneshot::Sender<()>>),
+    /// Nothing has used it for as long as its `idle_timeout`.
+    Idle,
     /// Its node is removed: give it up, leave what there is of it, and say when
     /// that is done.
     Forget(oneshot::Sender<()>),
+}
+
+/// Something that is asked for.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub request: Request,
+    /// The caller's ssh-agent, for what may need their keys.
+    pub ssh_agent: Option<Arc<dyn AgentAccess>>,
+    /// Where to watch it.
+    pub reply: oneshot::Sender<Operation>,
 }
 
 /// What changes, as of the actor's latest step.
@@ -35,7 +51,7 @@ pub(super) struct Snapshot {
     pub since: Timestamp,
     pub failure: Option<Failure>,
     pub note: Option<String>,
-    /// Its agent, in phase running.
+    /// Its agent, once it answers and the environment has been set up.
     pub target: Option<Arc<AgentTarget>>,
 }
 
@@ -66,28 +82,39 @@ pub(super) struct Entry {
     pub host_key: PrivateKey,
     pub host_public: PublicKey,
     pub inbox: mpsc::Sender<Message>,
-    snapshot: RwLock<Snapshot>,
+    /// The generation of the environment that was set up last.
+    provisioned: AtomicU64,
+    /// What uses it.
+    pub activity: Activity,
+    /// The ports of the gateway's machine that lead to it.
+    pub ports: watch::Sender<Vec<PortStatus>>,
+    snapshot: watch::Sender<Snapshot>,
 }
 
 impl Entry {
     pub(super) fn new(
-        reference: WorkspaceRef,
-        spec: Spec,
+        row: WorkspaceRow,
         node: Arc<Node>,
-        created: Timestamp,
         host_key: PrivateKey,
         inbox: mpsc::Sender<Message>,
         snapshot: Snapshot,
     ) -> Self {
         Self {
-            reference,
-            spec,
+            reference: WorkspaceRef {
+                id: row.id,
+                name: row.name,
+                owner: row.owner,
+            },
+            spec: Spec::stored(row.provider, row.config),
             node,
-            created,
+            created: row.created,
             host_public: host_key.public(),
             host_key,
             inbox,
-            snapshot: RwLock::new(snapshot),
+            provisioned: AtomicU64::new(row.provisioned),
+            activity: Activity::default(),
+            ports: watch::Sender::default(),
+            snapshot: watch::Sender::new(snapshot),
         }
     }
 
@@ -123,24 +150,57 @@ impl Entry {
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
-        self.snapshot
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.snapshot.borrow().clone()
+    }
+
+    /// Waits until sessions can be opened in the environment.
+    pub(super) async fn reachable(&self) -> Arc<AgentTarget> {
+        let mut snapshots = self.snapshot.subscribe();
+        loop {
+            if let Some(target) = &snapshots.borrow_and_update().target {
+                return Arc::clone(target);
+            }
+            if snapshots.changed().await.is_err() {
+                // Cannot be: we hold the sender.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The generation of the environment that was set up last; 0: none.
+    pub(super) fn provisioned(&self) -> u64 {
+        self.provisioned.load(Ordering::Relaxed)
+    }
+
+    /// To be called once that is saved.
+    pub(super) fn set_provisioned(&self, generation: u64) {
+        self.provisioned.store(generation, Ordering::Relaxed);
+    }
+
+    /// What it was given, before anything listens there.
+    pub(super) fn set_ports(&self, mappings: Vec<Mapping>) {
+        let closed = mappings.into_iter().map(PortStatus::from);
+        self.ports.send_replace(closed.collect());
     }
 
     /// Only the actor calls this.
     pub(super) fn publish(&self, snapshot: Snapshot) {
-        *self
-            .snapshot
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = snapshot;
+        self.snapshot.send_replace(snapshot);
     }
 
     /// Asks the actor; none when the workspace is gone.
-    pub(super) async fn ask(&self, request: Request) -> Option<Operation> {
+    pub(super) async fn ask(
+        &self,
+        request: Request,
+        ssh_agent: Option<Arc<dyn AgentAccess>>,
+    ) -> Option<Operation> {
         let (reply, answer) = oneshot::channel();
-        self.inbox.send(Message::Ask(request, reply)).await.ok()?;
+        let ask = Ask {
+            request,
+            ssh_agent,
+            reply,
+        };
+        self.inbox.send(Message::Ask(ask)).await.ok()?;
         answer.await.ok()
     }
 
@@ -152,7 +212,7 @@ impl Entry {
             owner: self.reference.owner.clone(),
             provider: self.spec.provider,
             node: self.node.name(),
-            image: self.spec.image().map(str::to_owned),
+            image: self.spec.made_from(),
             state: snapshot.phase,
             desired: snapshot.record.desired,
             auto_up: self.spec.auto_up,
@@ -160,6 +220,8 @@ impl Entry {
             since: snapshot.since,
             failure: snapshot.failure,
             note: snapshot.note.or_else(|| self.node_trouble()),
+            idle_timeout: self.spec.config.idle_timeout,
+            ports: self.ports.borrow().clone(),
             inactive: self.spec.inactive(),
         }
     }

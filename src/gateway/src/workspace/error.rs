@@ -6,6 +6,7 @@ use serde::Serialize;
 use vendetta_sshio::keys::KeyError;
 
 use crate::agent::install::InstallError;
+use crate::agent::pool::AgentError;
 use crate::inventory::InventoryError;
 use crate::node::NodeError;
 use crate::provider::ProviderError;
@@ -111,7 +112,7 @@ impl Explain for ProviderError {
                 ErrorKind::Unavailable
             }
             Self::NoImage { .. } => ErrorKind::NotFound,
-            Self::Refused { .. } => ErrorKind::Usage,
+            Self::Refused { .. } | Self::BuildFailed { .. } => ErrorKind::Usage,
             Self::NoEnvironment | Self::Cancelled => ErrorKind::Conflict,
         };
         let remedy = self.remedy();
@@ -132,6 +133,20 @@ impl Explain for InstallError {
                     "put vendetta-agent beside the gateway, or set agent_dir in its config",
                 )
             }
+        }
+    }
+}
+
+impl Explain for AgentError {
+    fn explain(self, context: &str) -> WorkspaceError {
+        let kind = match &self {
+            Self::Refused { not_found, .. } if *not_found => ErrorKind::NotFound,
+            Self::Refused { .. } => ErrorKind::Conflict,
+            _ => ErrorKind::Unavailable,
+        };
+        WorkspaceError {
+            remedy: self.remedy(),
+            ..WorkspaceError::new(kind, context, self.to_string())
         }
     }
 }

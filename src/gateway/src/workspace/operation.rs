@@ -3,7 +3,7 @@
 //! The work is the workspace's; an [`Operation`] only watches. A late joiner
 //! reads the progress from its start, and dropping one stops watching, not
 //! the work. What is kept is bounded: of the transfer reports of one step only
-//! the latest is.
+//! the latest is, and of too many messages the oldest go.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -153,9 +153,13 @@ impl ProgressSink {
                     |(_, old)| !matches!(old, Progress::Transfer { step: s, .. } if s == step),
                 );
             }
-            if state.events.len() < MAX_EVENTS {
-                state.events.push((state.revision, progress));
+            if state.events.len() >= MAX_EVENTS {
+                let is_message =
+                    |(_, old): &(u64, Progress)| matches!(old, Progress::Message { .. });
+                let oldest = state.events.iter().position(is_message).unwrap_or(0);
+                state.events.remove(oldest);
             }
+            state.events.push((state.revision, progress));
         });
     }
 
@@ -324,11 +328,18 @@ mod tests {
     #[tokio::test]
     async fn what_is_kept_is_bounded() {
         let sink = ProgressSink::new();
+        let step = sink.step("step");
         for n in 0..10 * MAX_EVENTS {
-            sink.message("noise", n.to_string());
+            step.message(n.to_string());
         }
+        step.end(Ok::<_, WorkspaceError>(())).unwrap();
         sink.end(Ok(()));
-        assert_eq!(all(sink.watch()).await.len(), MAX_EVENTS);
+        let kept = all(sink.watch()).await;
+        assert_eq!(kept.len(), MAX_EVENTS);
+        assert_eq!(kept.first().unwrap(), "started step");
+        assert_eq!(kept.last().unwrap(), "finished step");
+        let newest = (10 * MAX_EVENTS - 1).to_string();
+        assert!(kept.contains(&newest));
     }
 
     use super::super::ErrorKind;

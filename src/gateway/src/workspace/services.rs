@@ -10,14 +10,17 @@ use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
 use super::actor::Actor;
+use super::context::Contexts;
 use super::entry::{Entry, Message, Snapshot};
 use super::error::Explain;
-use super::manager::{Settings, WorkspaceRef};
+use super::manager::Settings;
 use super::state::{Desired, Machine, Phase, Record};
-use super::{ErrorKind, Spec, WorkspaceError, WorkspaceId};
+use super::{ErrorKind, WorkspaceError, WorkspaceId};
 use crate::agent::install::Payloads;
+use crate::agent::pool::Pool;
 use crate::events::Events;
 use crate::inventory::{Inventory, Node, Place};
+use crate::ports::{Mapping, Ports};
 use crate::store::{Store, WorkspaceRow};
 
 /// Messages that may wait for an actor.
@@ -30,7 +33,10 @@ pub(super) struct Services {
     pub host_ca: PrivateKey,
     pub agent_login_key: PublicKey,
     pub payloads: Payloads,
+    pub pool: Pool,
+    pub ports: Ports,
     pub inventory: Inventory,
+    pub contexts: Contexts,
     pub events: Events,
     pub tracker: TaskTracker,
     pub cancel: CancellationToken,
@@ -40,11 +46,18 @@ pub(super) struct Services {
 impl Services {
     pub(super) fn new(settings: Settings, inventory: Inventory) -> Self {
         Self {
+            ports: Ports::new(settings.ports, settings.store.clone()),
             store: settings.store,
             host_ca: settings.host_ca,
-            agent_login_key: settings.agent_login_key,
+            agent_login_key: settings.agent_key.public(),
             payloads: Payloads::new(settings.agent_dir),
+            pool: Pool::new(
+                &settings.agent_key,
+                settings.tracker.clone(),
+                settings.cancel.clone(),
+            ),
             inventory,
+            contexts: Contexts::new(&settings.state_dir),
             events: settings.events,
             tracker: settings.tracker,
             cancel: settings.cancel,
@@ -84,6 +97,7 @@ impl Services {
 
     /// Its name is free again.
     pub(super) fn forget(&self, entry: &Entry) {
+        self.contexts.remove(&entry.reference.id);
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.remove(entry.reference.name.as_str());
     }
@@ -114,6 +128,7 @@ impl Services {
         self: &Arc<Self>,
         row: WorkspaceRow,
         node: Arc<Node>,
+        ports: Vec<Mapping>,
         is_new: bool,
     ) -> Result<Arc<Entry>, WorkspaceError> {
         let about = format!("workspace {}", row.name);
@@ -122,26 +137,15 @@ impl Services {
         let (inbox, messages) = mpsc::channel(INBOX);
         let mut snapshot = Snapshot::new(&Machine::new(), first_phase(row.record));
         snapshot.record = row.record;
-        let entry = Arc::new(Entry::new(
-            WorkspaceRef {
-                id: row.id,
-                name: row.name,
-                owner: row.owner,
-            },
-            Spec::stored(row.provider, row.config),
-            node,
-            row.created,
-            host_key,
-            inbox,
-            snapshot,
-        ));
+        let record = row.record;
+        let entry = Arc::new(Entry::new(row, node, host_key, inbox, snapshot));
+        entry.set_ports(ports);
         let name = entry.reference.name.to_string();
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.insert(name, Arc::clone(&entry));
         drop(entries);
         let actor = Actor::new(Arc::clone(self), Arc::clone(&entry), messages);
-        self.tracker
-            .spawn(actor.run((!is_new).then_some(row.record)));
+        self.tracker.spawn(actor.run((!is_new).then_some(record)));
         Ok(entry)
     }
 }
@@ -151,7 +155,7 @@ fn first_phase(record: Record) -> Phase {
     match record.desired {
         Desired::Created => Phase::Created,
         Desired::Running => Phase::Starting,
-        Desired::Down => Phase::Stopped,
+        Desired::Down | Desired::Idle => Phase::Stopped,
         Desired::Destroyed => Phase::Destroying,
     }
 }

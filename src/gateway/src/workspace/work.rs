@@ -1,19 +1,36 @@
 //! The work on an environment: idempotent, and safe to cut off anywhere.
+//!
+//! ```text
+//!   start: environment ─▶ agent answers ─▶ set up (once) ─▶ sessions ─▶ services ─▶ up hook
+//!   stop:  down hook ─▶ services ─▶ environment
+//! ```
+//!
+//! Sessions are let in as soon as the environment has been set up, so that
+//! they do not wait for services; and also when setting up failed, so that
+//! somebody can look why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
+use vendetta_proto::ServiceName;
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
+use vendetta_proto::rpc::{Answer, Request};
 use vendetta_sshio::keys::certify_host;
 
 use super::entry::Entry;
 use super::error::Explain;
+use super::hook::Place;
 use super::manager::AgentTarget;
+use super::provision::provision;
+use super::service::{self, ServiceRequest};
 use super::services::{Services, allowed};
 use super::{ErrorKind, WorkspaceError};
-use crate::node::{ByteStream, NodeTransport};
+use crate::agent::client::AgentClient;
+use crate::node::{AgentAccess, ByteStream, NodeTransport};
 use crate::provider::{
     Context, Endpoint, Environment, Exit, Placement, Provider, ProviderError, run_dir,
 };
@@ -27,15 +44,126 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 /// Time between two tries to reach it.
 const READY_POLL: Duration = Duration::from_millis(5);
 
+/// How long the down hook, and then the services, may hold a stop up.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(120);
+
+/// The word by which an agent remembers that the up hook has run.
+const UP_HOOK_RAN: &str = "hook up";
+
 /// What every SSH server says first (RFC 4253 section 4.2).
 const IDENTIFICATION: &[u8; 8] = b"SSH-2.0-";
 
-/// Brings the environment up; returns where its agent is.
+/// What a start needs beside the workspace.
+pub(super) struct Start {
+    /// The generation of the environment.
+    pub generation: u64,
+    /// The number of this start.
+    pub boot: u64,
+    /// The ssh-agent of whoever asked.
+    pub ssh_agent: Option<Arc<dyn AgentAccess>>,
+    /// Is told where the agent is once sessions can be opened.
+    pub reached: oneshot::Sender<Arc<AgentTarget>>,
+}
+
+/// Brings the environment up, sets it up, and brings its services up.
 pub(super) async fn start(
     services: &Services,
     entry: &Entry,
-    generation: u64,
-    boot: u64,
+    start: Start,
+    context: &Context,
+) -> Result<(), WorkspaceError> {
+    let about = entry.context();
+    let target = Arc::new(start_environment(services, entry, &start, context).await?);
+    let Start {
+        generation,
+        ssh_agent,
+        reached,
+        ..
+    } = start;
+    if is_plain(entry, generation) {
+        let _ = reached.send(target);
+        return Ok(());
+    }
+    let inside = async {
+        let with_ssh_agent = ssh_agent.is_some();
+        let client = AgentClient::connect(&services.pool, &target, ssh_agent).await;
+        let client = client.map_err(|error| error.explain(&about))?;
+        let place = Place {
+            about: &about,
+            client: &client,
+            with_ssh_agent,
+        };
+        let provisioned = provision(services, entry, generation, &place, context).await;
+        // Gone when the work is no longer wanted, and then nobody wants to know.
+        let _ = reached.send(Arc::clone(&target));
+        provisioned?;
+        start_services(entry, &place, context).await
+    };
+    match context.cancel.run_until_cancelled(inside).await {
+        Some(result) => result,
+        None => Err(ProviderError::Cancelled.explain(&about)),
+    }
+}
+
+/// Whether nothing is to be done in the environment itself.
+fn is_plain(entry: &Entry, generation: u64) -> bool {
+    let config = &entry.spec.config;
+    let to_set_up =
+        config.repo.is_some() || config.dotfiles.is_some() || config.hooks.create.is_some();
+    config.services.is_empty()
+        && config.hooks.up.is_none()
+        && (!to_set_up || entry.provisioned() == generation)
+}
+
+async fn start_services(
+    entry: &Entry,
+    place: &Place<'_>,
+    context: &Context,
+) -> Result<(), WorkspaceError> {
+    let config = &entry.spec.config;
+    let name = &entry.reference.name;
+    if !config.services.is_empty() {
+        let (request, all) = (ServiceRequest::Start, BTreeSet::new());
+        let progress = &context.progress;
+        service::change(
+            place.about,
+            name.as_str(),
+            place.client,
+            request,
+            all,
+            progress,
+        )
+        .await?;
+    }
+    let Some(hook) = &config.hooks.up else {
+        return Ok(());
+    };
+    let ask = |request: Request| async move {
+        match place.client.ask_one(&request).await {
+            Ok(Answer::Marked { before }) => Ok(before),
+            Ok(_) => Ok(false),
+            Err(error) => Err(error.explain(place.about)),
+        }
+    };
+    let mark = || UP_HOOK_RAN.to_owned();
+    if ask(Request::IsMarked { mark: mark() }).await? {
+        return Ok(());
+    }
+    let step = context.progress.step("hook up");
+    let ran = place.hook(&step, hook).await;
+    step.end(ran.map_err(|error| {
+        error
+            .explain(place.about, "hook up")
+            .with_remedy(format!("mend it, then: ssh vendetta workspace up {name}"))
+    }))?;
+    ask(Request::Mark { mark: mark() }).await.map(|_| ())
+}
+
+/// Brings the environment up; returns where its agent is.
+async fn start_environment(
+    services: &Services,
+    entry: &Entry,
+    start: &Start,
     context: &Context,
 ) -> Result<AgentTarget, WorkspaceError> {
     let about = entry.context();
@@ -52,8 +180,12 @@ pub(super) async fn start(
     let environment = Environment {
         id: entry.reference.id.clone(),
         name: entry.reference.name.clone(),
-        generation,
+        generation: start.generation,
         config: entry.spec.config.clone(),
+        build_context: entry
+            .spec
+            .build()
+            .map(|_| services.contexts.path(&entry.reference.id)),
         agent,
         run_dir: run_dir(node.as_ref(), &entry.reference.id),
     };
@@ -64,7 +196,8 @@ pub(super) async fn start(
         .create(&environment, context)
         .await
         .map_err(|error| error.explain(&about))?;
-    let config = agent_config(services, entry, &placement)?;
+    let host_ports = host_ports(services, entry, context).await?;
+    let config = agent_config(services, entry, &placement, host_ports)?;
     node.put(&environment.run_dir.join("agent.json"), 0o600, &config)
         .await
         .map_err(|error| error.explain(&about))?;
@@ -80,19 +213,78 @@ pub(super) async fn start(
     Ok(AgentTarget {
         workspace: entry.reference.name.clone(),
         id: entry.reference.id.clone(),
-        boot,
+        boot: start.boot,
         node,
         endpoint: placement.endpoint,
         host_key: entry.host_public.clone(),
     })
 }
 
-/// Takes the environment down.
-pub(super) async fn stop(entry: &Entry, context: &Context) -> Result<(), WorkspaceError> {
+/// Takes the environment down; what runs in it is told before, where its agent is known.
+pub(super) async fn stop(
+    services: &Services,
+    entry: &Entry,
+    target: Option<Arc<AgentTarget>>,
+    context: &Context,
+) -> Result<(), WorkspaceError> {
     let (_, provider) = entry.place()?;
+    if let Some(target) = target {
+        let farewell = take_leave(services, entry, &target, context);
+        context.cancel.run_until_cancelled(farewell).await;
+    }
     let step = context.progress.step("stop");
     let stopped = provider.stop(&entry.reference.id, GRACE).await;
     step.end(stopped.map_err(|error| error.explain(&entry.context())))
+}
+
+/// The down hook, then the services. Whatever goes wrong with them is told and
+/// does not keep the environment up.
+async fn take_leave(services: &Services, entry: &Entry, target: &AgentTarget, context: &Context) {
+    let config = &entry.spec.config;
+    if config.hooks.down.is_none() && config.services.is_empty() {
+        return;
+    }
+    let about = entry.context();
+    let client = match AgentClient::connect(&services.pool, target, None).await {
+        Ok(client) => client,
+        Err(error) => {
+            context.progress.message("stop", error.to_string());
+            return;
+        }
+    };
+    if let Some(hook) = &config.hooks.down {
+        let place = Place {
+            about: &about,
+            client: &client,
+            with_ssh_agent: false,
+        };
+        let step = context.progress.step("hook down");
+        let ran = match timeout(FAREWELL_LIMIT, place.hook(&step, hook)).await {
+            Ok(ran) => ran.map_err(|error| error.explain(&about, "hook down")),
+            Err(_) => Err(too_long(&about, "hook down")),
+        };
+        if let Err(error) = step.end(ran) {
+            tracing::info!(%error, "hook down");
+        }
+    }
+    if !config.services.is_empty() {
+        let (request, all) = (ServiceRequest::Stop, BTreeSet::new());
+        let name = entry.reference.name.as_str();
+        let stopping = service::change(&about, name, &client, request, all, &context.progress);
+        let stopped = timeout(FAREWELL_LIMIT, stopping).await;
+        if let Err(error) = stopped.unwrap_or_else(|_| Err(too_long(&about, "stopping services"))) {
+            context.progress.message("stop", error.to_string());
+        }
+    }
+}
+
+fn too_long(about: &str, what: &str) -> WorkspaceError {
+    let limit = FAREWELL_LIMIT.as_secs();
+    WorkspaceError::new(
+        ErrorKind::Unavailable,
+        about,
+        format!("{what} did not end within {limit} s: given up"),
+    )
 }
 
 /// Removes all of it.
@@ -103,10 +295,37 @@ pub(super) async fn destroy(entry: &Entry, context: &Context) -> Result<(), Work
     step.end(removed.map_err(|error| error.explain(&entry.context())))
 }
 
+/// The ports of the gateway's machine for its services. One that it cannot be
+/// given is told, and nothing else waits for it.
+async fn host_ports(
+    services: &Services,
+    entry: &Entry,
+    context: &Context,
+) -> Result<BTreeMap<ServiceName, u16>, WorkspaceError> {
+    let reference = &entry.reference;
+    let config = &entry.spec.config;
+    let assigned = services
+        .ports
+        .assign(&reference.id, &reference.owner, config);
+    let assigned = assigned
+        .await
+        .map_err(|error| error.explain(&entry.context()))?;
+    for refused in assigned.refused {
+        context.progress.message("ports", refused.problem);
+    }
+    let mappings = assigned.mappings.iter();
+    let host_ports = mappings
+        .filter_map(|mapping| Some((mapping.key.service()?.clone(), mapping.host_port)))
+        .collect();
+    entry.set_ports(assigned.mappings);
+    Ok(host_ports)
+}
+
 fn agent_config(
     services: &Services,
     entry: &Entry,
     placement: &Placement,
+    host_ports: BTreeMap<ServiceName, u16>,
 ) -> Result<Vec<u8>, WorkspaceError> {
     let about = entry.context();
     let name = &entry.reference.name;
@@ -128,10 +347,10 @@ fn agent_config(
         gateway_keys: vec![services.agent_login_key.to_string()],
         listen: placement.listen.clone(),
         user: placement.user.clone(),
-        env: config.env.clone(),
+        env: placement.env.clone(),
         workdir: Some(placement.workdir.clone()),
         services: config.services.clone(),
-        host_ports: BTreeMap::new(),
+        host_ports,
         log_dir: None,
     };
     serde_json::to_vec_pretty(&config)

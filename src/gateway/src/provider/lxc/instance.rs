@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::Environment;
 use super::image::LxcImage;
-use crate::workspace::{WORKSPACE_DIR, WorkspaceId};
+use crate::workspace::WorkspaceId;
 
 /// Label: id of the workspace.
 pub(super) const WORKSPACE: &str = "user.vendetta.workspace";
@@ -147,7 +147,7 @@ pub(super) fn order(
             "type": "disk",
             "pool": ground.pool,
             "source": volume_name(&environment.id),
-            "path": WORKSPACE_DIR,
+            "path": environment.workspace_folder(),
         },
         "vendetta-socket": {
             "type": "proxy",
@@ -244,6 +244,7 @@ mod tests {
             id: WorkspaceId::parse("0a1b2c3d").unwrap(),
             name: name.parse().unwrap(),
             generation,
+            build_context: None,
             config: vendetta_proto::spec::ProjectConfig::default(),
             agent: "/s/agent/abc".into(),
             run_dir: "/s/w/0a1b2c3d".into(),

@@ -10,7 +10,7 @@
 //! restart of the container. The agent's executable is mounted from the node; the
 //! engine listens on a socket beside the agent's config on the node and connects to the
 //! agent's own inside (a proxy device), so that the container can write nothing on the
-//! node. `/workspace` is a custom volume, which a rebuild keeps. Instances and volumes
+//! node. The workspace's disk is a custom volume, which a rebuild keeps. Instances and volumes
 //! are found by their labels, never by name.
 //!
 //! An engine goes on with what it was asked for when nobody waits any more. So whoever
@@ -48,7 +48,7 @@ use super::{
     ProviderError, run_dir,
 };
 use crate::node::NodeTransport;
-use crate::workspace::{Found, WORKSPACE_DIR, WorkspaceId};
+use crate::workspace::{Found, WorkspaceId};
 use engine::{Engine, Trouble};
 pub use image::{InvalidLxcImage, LxcImage};
 use instance::{DIR, Instance};
@@ -175,7 +175,8 @@ impl Provider for Lxc {
         Ok(Placement {
             listen: PathBuf::from(DIR).join("run/agent.sock"),
             endpoint: Endpoint::Unix(environment.run_dir.join("agent.sock")),
-            workdir: PathBuf::from(WORKSPACE_DIR),
+            workdir: PathBuf::from(environment.workspace_folder()),
+            env: environment.config.env.clone(),
             user: environment.config.user.clone(),
         })
     }
