@@ -229,3 +229,16 @@ fn an_alias_bomb_costs_nothing_and_is_refused() {
     project::parse("config.yaml", deep.as_bytes()).unwrap_err();
     project::parse("config.yaml", &vec![b'#'; project::MAX_SIZE + 1]).unwrap_err();
 }
+
+#[test]
+fn a_range_of_ports_has_a_first_and_a_last_one_that_need_no_privileges() {
+    let of = |range: &str| Config::parse("g.toml", &format!("[ports]\nrange = \"{range}\"\n"));
+    let ports = of("30000-30099").unwrap().ports;
+    assert_eq!(ports.range.0, 30000..=30099);
+    assert_eq!(String::from(ports.range), "30000-30099");
+    for wrong in ["30000", "30001-30000", "80-90", "1024-70000", "-", ""] {
+        let error = of(wrong).unwrap_err();
+        assert_eq!(error.at, Some((2, 9)), "{wrong}: {error}");
+        assert!(error.to_string().contains("20000-29999"), "{error}");
+    }
+}
