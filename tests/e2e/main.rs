@@ -16,6 +16,7 @@ mod ports;
 mod relay;
 mod scale;
 mod serve;
+mod services;
 mod session;
 mod transfer;
 mod users;

@@ -240,7 +240,9 @@ pub struct Service {
     /// How to tell that it works; omitted: it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
-    /// Services that must be healthy before this one starts.
+    /// Services that must be healthy before this one starts. One that ended
+    /// with status 0 for good counts, and one with neither port nor health check
+    /// and `restart: no` is a job, which counts only then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<ServiceName>,
     /// When to start it again; omitted: on-failure.

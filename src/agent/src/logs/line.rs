@@ -166,10 +166,12 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn nothing_is_lost_and_no_line_too_long(
             chunks in proptest::collection::vec(
-                proptest::collection::vec(prop_oneof![3 => Just(b'x'), 1 => Just(b'\n'), 1 => any::<u8>()], 0..300), 0..200)
+                proptest::collection::vec(prop_oneof![3 => Just(b'x'), 1 => Just(b'\n'), 1 => any::<u8>()], 0..300), 0..100)
         ) {
             let chunks: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
             let found = lines(&chunks);

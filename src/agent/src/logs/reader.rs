@@ -1,8 +1,7 @@
 //! Reads the logs of services, merged by time.
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io;
+use std::io::{self, BufRead as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -105,7 +104,9 @@ struct Cursor {
     end: Position,
     file: Option<File>,
     /// Whole lines that were read, and the beginning of one.
-    buffer: VecDeque<u8>,
+    buffer: Vec<u8>,
+    /// How much of that was taken.
+    taken: usize,
     /// The next line.
     head: Option<LogLine>,
 }
@@ -117,7 +118,8 @@ impl Cursor {
             at,
             end,
             file: None,
-            buffer: VecDeque::new(),
+            buffer: Vec::new(),
+            taken: 0,
             head: None,
         }
     }
@@ -125,9 +127,11 @@ impl Cursor {
     /// Sees to it that the next line is at hand, if there is one.
     fn fill(&mut self) {
         while self.head.is_none() {
-            if let Some(length) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let mut line: Vec<u8> = self.buffer.drain(..=length).collect();
-                line.pop();
+            let mut rest = self.buffer.get(self.taken..).unwrap_or_default();
+            let mut line = Vec::new();
+            let length = rest.read_until(b'\n', &mut line).unwrap_or(0);
+            if line.pop() == Some(b'\n') {
+                self.taken += length;
                 self.head = line::parse(&line).map(|(time, stream, text)| LogLine {
                     service: self.log.service().clone(),
                     time,
@@ -159,6 +163,8 @@ impl Cursor {
             Ok(0) => self.next_file(self.at.file + 1),
             Ok(read) => {
                 self.at.offset += read as u64;
+                self.buffer.drain(..self.taken);
+                self.taken = 0;
                 self.buffer.extend(block.get(..read).unwrap_or_default());
                 true
             }
@@ -169,6 +175,7 @@ impl Cursor {
     fn next_file(&mut self, file: u64) -> bool {
         self.file = None;
         self.buffer.clear();
+        self.taken = 0;
         if file > self.end.file {
             self.at = self.end;
             return false;

@@ -1,6 +1,9 @@
 //! The processes of this machine at one moment, and which of them stem from this one.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
 
 use nix::unistd::Pid;
 
@@ -99,10 +102,35 @@ impl Table {
 }
 
 impl Known {
+    /// The process with this id, if there is one.
+    #[must_use]
+    pub fn of(pid: Pid) -> Option<Self> {
+        let started = read(pid.as_raw())?.started;
+        Some(Self { pid, started })
+    }
+
     /// Whether it still lives.
     #[must_use]
     pub fn lives(&self) -> bool {
         read(self.pid.as_raw()).is_some_and(|entry| entry.started == self.started)
+    }
+}
+
+/// The id and the time of the start.
+impl fmt::Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.pid, self.started)
+    }
+}
+
+impl FromStr for Known {
+    type Err = ParseIntError;
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let (pid, started) = text.trim().split_once(' ').unwrap_or_default();
+        Ok(Self {
+            pid: Pid::from_raw(pid.parse()?),
+            started: started.parse()?,
+        })
     }
 }
 
@@ -159,6 +187,10 @@ mod tests {
         assert_eq!(line.first(), Some(&Pid::this()));
         assert_eq!(line.get(1), Some(&Pid::parent()));
         assert!(table.below(Pid::parent()).contains(&Pid::this()));
-        assert!(table.known(Pid::this()).is_some_and(|known| known.lives()));
+        let known = table.known(Pid::this()).unwrap();
+        assert!(known.lives());
+        assert_eq!(Known::of(Pid::this()), Some(known));
+        assert_eq!(known.to_string().parse(), Ok(known));
+        assert!("1".parse::<Known>().is_err());
     }
 }

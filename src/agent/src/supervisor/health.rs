@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -20,7 +21,9 @@ use crate::process::signal_group;
 const LONGEST_HEAD: usize = 16 * 1024;
 /// How much of a command's output is looked at for its last line, in bytes.
 const LONGEST_OUTPUT: usize = 4096;
-/// How much of that line is shown.
+/// How long its last output may take to be read.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How much of that line is shown, in characters.
 const LONGEST_REASON: usize = 200;
 
 /// Tries a check once.
@@ -154,28 +157,39 @@ async fn run(agent: &Agent, spec: &Spec, check: &Check, command: &str) -> Result
         reaped: false,
     };
     let mut last = Vec::new();
-    let ended = async {
-        let mut exit = child.exit;
+    let mut exit = child.exit;
+    let status = {
         let reading = drain(&mut output, &mut last);
         tokio::pin!(reading);
-        tokio::select! {
-            status = &mut exit => status,
-            () = &mut reading => exit.await,
+        let mut all_read = false;
+        let ended = async {
+            tokio::select! {
+                status = &mut exit => status,
+                () = &mut reading => {
+                    all_read = true;
+                    exit.await
+                }
+            }
+        };
+        let Ok(ended) = timeout(check.timeout, ended).await else {
+            return Err(format!(
+                "the check did not end within {}s",
+                check.timeout.as_secs()
+            ));
+        };
+        group.reaped = true;
+        drop(group);
+        let Ok(status) = ended else {
+            return Err("the check's end was lost".to_owned());
+        };
+        if status.success() {
+            return Ok(());
         }
+        if !all_read {
+            let _ = timeout(LAST_WORDS, reading).await;
+        }
+        status
     };
-    let Ok(ended) = timeout(check.timeout, ended).await else {
-        return Err(format!(
-            "the check did not end within {}s",
-            check.timeout.as_secs()
-        ));
-    };
-    group.reaped = true;
-    let Ok(status) = ended else {
-        return Err("the check's end was lost".to_owned());
-    };
-    if status.success() {
-        return Ok(());
-    }
     let text = String::from_utf8_lossy(&last);
     let line: Option<String> = text
         .lines()

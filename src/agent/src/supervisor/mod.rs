@@ -10,6 +10,7 @@
 //! | `process` | the processes of one run, and their end |
 //! | `health` | one try of a health check |
 //! | `output` | from a process's output to its log |
+//! | `remains` | what a former agent left |
 //! | `variables` | what all processes are told about services |
 
 mod ended;
@@ -18,6 +19,7 @@ mod launch;
 mod output;
 pub mod policy;
 mod process;
+mod remains;
 mod runner;
 pub mod spec;
 mod variables;

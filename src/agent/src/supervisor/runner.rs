@@ -18,6 +18,7 @@ use super::launch;
 use super::output;
 use super::policy::{Act, Change, End, Event, News, Now, Policy, Run};
 use super::process::Process;
+use super::remains;
 use super::spec::Spec;
 use super::{Concerned, Statuses};
 use crate::connection::Agent;
@@ -82,6 +83,7 @@ impl Runner {
     /// Runs until the agent has stopped.
     pub async fn run(mut self) {
         let closing = self.agent.closing.clone();
+        self.end_remains();
         self.publish();
         loop {
             let next = self.policy.next().map(|at| self.begin + at);
@@ -95,6 +97,17 @@ impl Runner {
                 () = closing.cancelled() => return,
                 Some(message) = self.messages.recv() => self.hear(message),
                 () = tick => self.step(Event::Tick),
+            }
+        }
+    }
+
+    fn end_remains(&self) {
+        let settings = &self.agent.settings;
+        for service in settings.services.keys() {
+            if remains::end(&settings.log_dir, service)
+                && let Some(log) = self.agent.services.logs().get(service)
+            {
+                log.note("killed: the agent that had started it was");
             }
         }
     }
@@ -218,6 +231,9 @@ impl Runner {
             pipes.map_err(|error| format!("cannot make pipes: {error}"))?;
         let child = launch::spawn(&self.agent, spec, &spec.command, their_stdout, their_stderr)
             .map_err(|error| error.to_string())?;
+        if let Err(error) = remains::note(&self.agent.settings.log_dir, service, child.pid) {
+            tracing::warn!(%service, "cannot note its process: {error}");
+        }
         let output = self.agent.services.logs().get(service).map(|log| {
             let keeping = output::keep(Arc::clone(log), stdout, stderr);
             self.agent.tasks.spawn(keeping)

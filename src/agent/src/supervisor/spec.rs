@@ -120,10 +120,13 @@ impl Spec {
             }
         }
         let health = service.health_check.as_ref();
+        let restart = service.restart.unwrap_or(Restart::OnFailure);
         Ok(Self {
             plan: Plan {
                 depends_on: service.depends_on.iter().cloned().collect(),
-                restart: service.restart.unwrap_or(Restart::OnFailure),
+                // Nothing tells when it works but that it has ended, and it is to run once.
+                job: restart == Restart::No && health.is_none() && service.port.is_none(),
+                restart,
                 check: health.map(schedule).transpose()?,
                 grace: service
                     .stop_grace_period

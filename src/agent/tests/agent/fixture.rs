@@ -169,7 +169,8 @@ impl Agent {
             .spawn()
             .unwrap();
         let mut stdin = client.stdin.take().unwrap();
-        writeln!(stdin, "{line}").unwrap();
+        // The agent may have answered, and the client ended, before it has all of it.
+        let _ = writeln!(stdin, "{line}");
         let stdout = BufReader::new(client.stdout.take().unwrap());
         let (sender, answers) = std::sync::mpsc::sync_channel(1);
         std::thread::spawn(move || {

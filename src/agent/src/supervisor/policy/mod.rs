@@ -17,8 +17,8 @@
 //! ```
 //!
 //! - A service is *ready* while it is healthy and nobody asked it to stop, or
-//!   after it ended well for good. It is launched, for the first time or
-//!   again, only while all it depends on is ready.
+//!   after it ended well for good; a *job* only then. It is launched, for the
+//!   first time or again, only while all it depends on is ready.
 //! - A stop or restart waits until those of its dependants that are to stop
 //!   too have stopped; [`Event::Hurry`] ends that.
 //! - To stop: the stop signal goes to the process group, after the grace
@@ -53,8 +53,8 @@ const STABLE: Duration = Duration::from_secs(10);
 const MANY_ENDS: u32 = 3;
 /// Time between two tries of a check until the service was healthy once.
 const EAGER_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a service without a check must have run to count as settled: a
-/// command that does not exist ends sooner.
+/// How long a service without a check must have run to be healthy: a command
+/// that does not exist ends sooner.
 const PROOF: Duration = Duration::from_millis(250);
 /// How long one that ended before must have been healthy to count as settled.
 const LONG_PROOF: Duration = Duration::from_secs(2);
@@ -73,6 +73,8 @@ pub struct Now {
 pub struct Plan {
     /// What must be ready before it starts.
     pub depends_on: BTreeSet<ServiceName>,
+    /// It has work to do and to end, so what depends on it waits for that.
+    pub job: bool,
     /// When it is started again.
     pub restart: Restart,
     /// When its check is tried, if it has one.

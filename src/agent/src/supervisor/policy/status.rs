@@ -72,7 +72,11 @@ fn reason(name: &ServiceName, unit: &Unit, units: &BTreeMap<ServiceName, Unit>) 
     let missing = || {
         let missing = unit.plan.depends_on.iter().filter_map(|dependency| {
             let other = units.get(dependency)?;
-            (!other.is_ready()).then(|| format!("{dependency} ({})", other.state().as_str()))
+            let state = match other.state() {
+                ServiceState::Healthy => "not done yet",
+                state => state.as_str(),
+            };
+            (!other.is_ready()).then(|| format!("{dependency} ({state})"))
         });
         let missing: Vec<String> = missing.collect();
         (!missing.is_empty()).then(|| missing.join(", "))

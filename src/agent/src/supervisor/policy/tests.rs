@@ -22,6 +22,12 @@ struct Nature {
     leaves: bool,
 }
 
+impl Nature {
+    fn job(&self) -> bool {
+        self.restart == Restart::No && !self.checked
+    }
+}
+
 /// What the world does.
 #[derive(Debug, Clone)]
 enum Move {
@@ -69,6 +75,7 @@ impl World {
         let plans = natures.iter().enumerate().map(|(at, nature)| {
             let plan = Plan {
                 depends_on: nature.depends_on.iter().map(|d| name(*d)).collect(),
+                job: nature.job(),
                 restart: nature.restart,
                 check: nature.checked.then_some(Schedule {
                     interval: Duration::from_secs(5),
@@ -133,7 +140,8 @@ impl World {
                 for dependency in &nature.depends_on {
                     let ready = match self.alive.get(dependency) {
                         Some(run) => {
-                            !self.natures[*dependency].checked || self.passed.contains(run)
+                            let nature = &self.natures[*dependency];
+                            !nature.job() && (!nature.checked || self.passed.contains(run))
                         }
                         None => self.done.contains(dependency),
                     };
@@ -146,6 +154,16 @@ impl World {
                 self.pending.push(Pending::Launch(at, run));
             }
             Act::Ask(run) => {
+                let lives = self.alive.contains_key(&at);
+                for (other, nature) in self.natures.iter().enumerate() {
+                    let state = self.status(other).state;
+                    assert!(
+                        !(lives
+                            && nature.depends_on.contains(&at)
+                            && state == ServiceState::Stopping),
+                        "s{at} is asked to end before s{other}, which depends on it"
+                    );
+                }
                 if self.alive.get(&at) == Some(&run) && nature.obeys {
                     self.pending.push(Pending::Death(at, run, false));
                 }
@@ -342,7 +360,8 @@ fn nature(at: usize) -> impl Strategy<Value = Nature> {
                     restart,
                     checked,
                     unstartable,
-                    ends,
+                    // A job ends.
+                    ends: ends.or((restart == Restart::No && !checked).then_some(true)),
                     passes,
                     obeys,
                     leaves,
@@ -393,7 +412,12 @@ proptest! {
     fn a_second_start_of_what_runs_changes_nothing(natures in natures()) {
         let natures: Vec<Nature> = natures
             .into_iter()
-            .map(|nature| Nature { unstartable: false, ends: nature.ends.filter(|well| *well && nature.restart != Restart::Always), passes: true, ..nature })
+            .map(|nature| Nature {
+                unstartable: false,
+                ends: nature.ends.and((nature.restart != Restart::Always).then_some(true)),
+                passes: true,
+                ..nature
+            })
             .collect();
         let mut world = World::new(natures);
         world.request(Change::Start, BTreeSet::new());
@@ -480,11 +504,38 @@ fn one_that_crashes_is_settled_badly_and_tried_on() {
     while let Some(pending) = world.pending.pop() {
         world.answer(pending);
     }
-    assert_eq!(world.states(), [ServiceState::Healthy; 2]);
+    world.now += PROOF;
+    world.step(Event::Tick);
+    assert_eq!(world.states()[0], ServiceState::Healthy);
     assert_eq!(world.status(0).settled, Settled::Badly);
     world.now += LONG_PROOF;
     world.step(Event::Tick);
     assert_eq!(world.status(0).settled, Settled::Well);
+}
+
+#[test]
+fn one_that_is_unhealthy_is_judged_anew_when_it_is_asked_for_again() {
+    let failing = Nature {
+        checked: true,
+        passes: false,
+        ..plain(&[])
+    };
+    let mut world = World::new(vec![failing]);
+    world.request(Change::Start, BTreeSet::new());
+    world.settle();
+    let status = world.status(0);
+    assert_eq!(
+        (status.state, status.settled),
+        (ServiceState::Unhealthy, Settled::Badly)
+    );
+    // Mended from outside, without another start.
+    world.natures[0].passes = true;
+    world.request(Change::Start, BTreeSet::new());
+    assert_eq!(world.status(0).settled, Settled::NotYet);
+    world.settle();
+    assert_eq!(world.states(), [ServiceState::Healthy]);
+    assert_eq!(world.status(0).settled, Settled::Well);
+    assert_eq!(world.launched.len(), 1);
 }
 
 #[test]
@@ -569,6 +620,7 @@ fn in_a_hurry_all_are_asked_at_once() {
     world.request(Change::Stop, BTreeSet::new());
     assert_eq!(world.status(0).reason.as_deref(), Some("stops after s1"));
     assert!(world.pending.is_empty());
-    world.step(Event::Hurry);
-    assert!(matches!(world.pending[..], [Pending::Death(0, ..)]));
+    let effects = world.policy.step(Event::Hurry, now(world.now));
+    let asked = |effect: &&Effect| matches!(effect.act, Act::Ask(_));
+    assert_eq!(effects.iter().find(asked).unwrap().service, name(0));
 }

@@ -59,6 +59,8 @@ pub(super) struct Health {
     counts_from: Duration,
     /// When the check is tried; none while it is, and without one.
     probe_at: Option<Duration>,
+    /// When it counts as healthy without a check.
+    healthy_at: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +125,11 @@ impl Unit {
 
     /// Those that depend on it may start.
     pub fn is_ready(&self) -> bool {
-        matches!(self.state(), ServiceState::Healthy | ServiceState::Exited)
+        match self.state() {
+            ServiceState::Healthy => !self.plan.job,
+            ServiceState::Exited => true,
+            _ => false,
+        }
     }
 
     pub fn waits(&self) -> bool {
@@ -167,7 +173,8 @@ impl Unit {
                     Verdict::Healthy { since } if !health.settled => Some(since + self.proof()),
                     _ => None,
                 };
-                health.probe_at.into_iter().chain(settles).min()
+                let times = [health.probe_at, health.healthy_at, settles];
+                times.into_iter().flatten().min()
             }
             _ => None,
         }
@@ -177,8 +184,6 @@ impl Unit {
     fn proof(&self) -> Duration {
         if self.ends > 0 {
             LONG_PROOF
-        } else if self.plan.check.is_none() {
-            PROOF
         } else {
             Duration::ZERO
         }
@@ -204,6 +209,10 @@ impl Unit {
             Phase::Stopping { then, .. } => *then = Then::Start,
             Phase::Launching(_) | Phase::Running { .. } if self.asked == Some(Then::Stay) => {
                 self.asked = None;
+            }
+            // Something may have been mended meanwhile: its check is tried at once.
+            Phase::Running { health, .. } if health.verdict == Verdict::Unhealthy => {
+                health.doubt(now);
             }
             Phase::EndedWell(_) | Phase::Waiting | Phase::Launching(_) | Phase::Running { .. } => {}
         }
@@ -291,6 +300,10 @@ impl Unit {
                 if health.probe_at.is_some_and(|at| at <= now.steady) {
                     health.probe_at = None;
                     acts.push(Act::Probe(*run));
+                }
+                if health.healthy_at.is_some_and(|at| at <= now.steady) {
+                    health.healthy_at = None;
+                    health.verdict = Verdict::Healthy { since: now.steady };
                 }
                 if let Verdict::Healthy { since } = health.verdict {
                     health.settled |= since + proof <= now.steady;
@@ -432,10 +445,7 @@ impl Unit {
 impl Health {
     fn new(check: Option<&Schedule>, now: Now) -> Self {
         Self {
-            verdict: match check {
-                Some(_) => Verdict::Starting,
-                None => Verdict::Healthy { since: now.steady },
-            },
+            verdict: Verdict::Starting,
             proven: false,
             settled: false,
             failures: 0,
@@ -443,6 +453,18 @@ impl Health {
                 now.steady + schedule.start_period + schedule.interval
             }),
             probe_at: check.map(|_| now.steady),
+            healthy_at: check.is_none().then_some(now.steady + PROOF),
+        }
+    }
+
+    /// What was said of it before no longer counts.
+    fn doubt(&mut self, now: Now) {
+        self.verdict = Verdict::Starting;
+        self.settled = false;
+        self.failures = 0;
+        self.counts_from = now.steady;
+        if self.probe_at.is_some() {
+            self.probe_at = Some(now.steady);
         }
     }
 
