@@ -73,6 +73,10 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("rusqlite", &["store"]),
     ("termwiz", &["control"]),
     ("clap", &["access", "cli", "control", "main"]),
+    ("serde_saphyr", &["config"]),
+    ("jsonc_parser", &["config"]),
+    ("globset", &["config"]),
+    ("flate2", &["config"]),
 ];
 
 /// What each crate may depend on of this workspace, in programs and libraries.

@@ -2,8 +2,10 @@
 //! container and the real OpenSSH clients. A module is a topic.
 
 mod bad_input;
+mod config;
 mod control;
 mod crash;
+mod devcontainer;
 mod forward;
 mod hooks;
 mod idle;

@@ -105,7 +105,7 @@ impl GatewayBuilder {
     }
 }
 
-/// A gateway. Dropped, it is killed, and its containers and volumes are removed;
+/// A gateway. Dropped, it is killed, and its containers, volumes and images are removed;
 /// dropped by a failing test, it shows the end of its log.
 #[derive(Debug)]
 pub struct Gateway {
@@ -490,7 +490,7 @@ impl Gateway {
         self.dir.path().join("gateway.log")
     }
 
-    /// Names of the containers and volumes of this gateway at its engine.
+    /// Names of the containers, volumes and images of this gateway at its engine.
     #[must_use]
     pub fn resources(&self) -> Vec<String> {
         self.engine().labelled(&self.label())

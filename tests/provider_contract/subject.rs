@@ -97,7 +97,7 @@ impl Subject {
         let mut config = ProjectConfig::default();
         if kind == ProviderKind::Docker {
             let image = TOOLS.to_owned();
-            config.docker = Some(DockerConfig { image });
+            config.docker = Some(DockerConfig::from_image(image));
         }
         let make = |gateway: String| make(kind, &machine, &node, gateway, &life);
         Self {
@@ -137,6 +137,7 @@ impl Subject {
             .env
             .insert("GREETING".to_owned(), "hello world".to_owned());
         Environment {
+            build_context: None,
             run_dir: run_dir(self.node.as_ref(), &id),
             id,
             name: "web".parse().unwrap(),
@@ -151,6 +152,11 @@ impl Subject {
             progress: ProgressSink::new(),
             cancel: CancellationToken::new(),
         }
+    }
+
+    /// A folder for what a test makes.
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Makes an environment with all that its agent needs, not started.

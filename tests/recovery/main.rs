@@ -15,8 +15,8 @@ use vendetta::events::Events;
 use vendetta::node::Probe;
 use vendetta::store::{NodeRow, Store};
 use vendetta::workspace::{
-    Agent, Desired, Operation, Overrides, Phase, PortSettings, Progress, Settings, WorkspaceRef,
-    Workspaces,
+    Agent, Desired, Operation, Overrides, Phase, PortSettings, Progress, Settings, Spec,
+    WorkspaceRef, Workspaces,
 };
 use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::PrivateKey;
@@ -90,8 +90,9 @@ impl Core {
         };
         let name = Some(NAME.parse().unwrap());
         let config = vendetta_proto::spec::ProjectConfig::default();
+        let spec = Spec::resolve(config, overrides).unwrap();
         self.workspaces
-            .create(&alice(), name, config, overrides)
+            .create(&alice(), name, spec, None)
             .await
             .unwrap();
     }

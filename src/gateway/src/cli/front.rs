@@ -4,14 +4,15 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::IsTerminal as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
 use super::Failure;
 use super::address::{self, Address};
 use super::connect::{self, Connect};
-use crate::config::project;
+use super::project::LocalConfig;
 use crate::control::command::Command;
+use crate::control::config::ConfigCommand;
 use crate::control::key::KeyCommand;
 use crate::control::user::UserCommand;
 use crate::control::workspace::WorkspaceCommand;
@@ -171,28 +172,17 @@ pub(super) fn gateway_failed(address: &Address) -> Failure {
 fn input(command: &Command, words: &mut Vec<String>, dir: &Path) -> Result<Input, Failure> {
     match command {
         Command::Workspace(WorkspaceCommand::Create(create)) => {
-            let path = match create.config.as_deref() {
-                Some("-") => return Ok(Input::Ours),
-                Some(path) => {
-                    replace_config(words);
-                    PathBuf::from(path)
-                }
-                None => match upward(dir) {
-                    Some(path) => {
-                        super::tell(&format!("vendetta: using {}\n", path.display()));
-                        insert_config(words);
-                        path
-                    }
-                    None => return Ok(Input::Nothing),
-                },
-            };
-            File::open(&path).map(Input::File).map_err(|error| {
-                Failure::new(
-                    2,
-                    format!("{}: {error}", path.display()),
-                    "give the project config with --config FILE",
-                )
-            })
+            config_input(create.config.as_deref(), "create", words, dir)
+        }
+        Command::Config(ConfigCommand::Check { config }) => {
+            match config_input(config.as_deref(), "check", words, dir)? {
+                Input::Nothing => Err(Failure::new(
+                    3,
+                    "there is no project config here or in a directory above",
+                    "give it with --config FILE",
+                )),
+                input => Ok(input),
+            }
         }
         Command::Workspace(WorkspaceCommand::Exec { .. }) => Ok(Input::Ours),
         Command::Key(KeyCommand::Add { key, .. }) if key.is_empty() || *key == ["-"] => {
@@ -203,11 +193,29 @@ fn input(command: &Command, words: &mut Vec<String>, dir: &Path) -> Result<Input
     }
 }
 
-/// The project config of the directory or of the nearest one above it.
-fn upward(dir: &Path) -> Option<PathBuf> {
-    dir.ancestors()
-        .map(|dir| dir.join(project::PATH))
-        .find(|path| path.is_file())
+/// The project config that `flag` names, else the nearest one above `dir`.
+fn config_input(
+    flag: Option<&str>,
+    verb: &str,
+    words: &mut Vec<String>,
+    dir: &Path,
+) -> Result<Input, Failure> {
+    let config = match flag {
+        Some("-") => return Ok(Input::Ours),
+        Some(path) => {
+            replace_config(words);
+            LocalConfig::at(&dir.join(path))
+        }
+        None => match LocalConfig::upward(dir) {
+            Some(config) => {
+                super::tell(&format!("vendetta: using {}\n", config.path().display()));
+                insert_config(words, verb);
+                config
+            }
+            None => return Ok(Input::Nothing),
+        },
+    };
+    config.open().map(Input::File)
 }
 
 /// Makes the value of `--config` "-".
@@ -223,9 +231,9 @@ fn replace_config(words: &mut [String]) {
     }
 }
 
-/// Adds `--config -` behind "create".
-fn insert_config(words: &mut Vec<String>) {
-    if let Some(at) = words.iter().position(|word| word == "create") {
+/// Adds `--config -` behind the verb.
+fn insert_config(words: &mut Vec<String>, verb: &str) {
+    if let Some(at) = words.iter().position(|word| word == verb) {
         words.splice(at + 1..at + 1, ["--config".to_owned(), "-".to_owned()]);
     }
 }
@@ -257,18 +265,9 @@ mod tests {
     }
 
     #[test]
-    fn the_project_config_is_found_upward_and_sent_on_stdin() {
-        let dir = tempfile::tempdir().unwrap();
-        let deep = dir.path().join("src/deep");
-        std::fs::create_dir_all(&deep).unwrap();
-        std::fs::create_dir(dir.path().join(".vendetta")).unwrap();
-        assert_eq!(upward(&deep), None);
-        let path = dir.path().join(project::PATH);
-        std::fs::write(&path, "").unwrap();
-        assert_eq!(upward(&deep), Some(path));
-
+    fn the_words_say_that_the_project_config_comes_on_stdin() {
         let mut line = words(&["workspace", "--json", "create", "create", "--up"]);
-        insert_config(&mut line);
+        insert_config(&mut line, "create");
         assert_eq!(
             line,
             words(&[

@@ -174,6 +174,8 @@ pub struct Limits {
     pub auth_attempts: usize,
     /// Channels that a connection may have open at once.
     pub channels_per_connection: usize,
+    /// Bytes of a project that may be sent with its config, to build an image from.
+    pub upload_bytes: usize,
 }
 
 impl Default for Limits {
@@ -184,6 +186,7 @@ impl Default for Limits {
             login_grace_seconds: 60,
             auth_attempts: 10,
             channels_per_connection: 256,
+            upload_bytes: 64 << 20,
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod command;
 mod complete;
+pub mod config;
 pub mod create;
 mod dialog;
 mod editor;

@@ -1,6 +1,7 @@
 //! The control plane as its clients see it, on a real store and real
 //! workspaces; only the engine is absent.
 
+mod configs;
 mod people;
 mod sessions;
 

@@ -39,9 +39,12 @@ pub enum WorkspaceCommand {
     #[command(
         long_about = "Create a workspace from flags, a project config, or both; flags win.\n\n\
             Over SSH the project config comes on stdin, asked for by \"--config -\"; without it\n\
-            nothing reads stdin. The local command \"vendetta\" also takes a path, and sends\n\
-            .vendetta/config.yaml of the directory it stands in, or of one above, by itself.",
-        after_help = "Examples:\n  ssh vendetta workspace create my-project --image ubuntu:22.04 --up\n  ssh vendetta workspace create my-project --config - < .vendetta/config.yaml\n  vendetta workspace create my-project --cpu 2 --memory 4G --env RUST_LOG=debug"
+            nothing reads stdin. It is YAML, a dev container's JSON, or an archive (tar) of the\n\
+            project that has one of them, which an image can be built from.\n\
+            The local command \"vendetta\" also takes a path, and sends .vendetta/config.yaml or\n\
+            .devcontainer/devcontainer.json of the directory it stands in, or of one above, with\n\
+            what its build needs, by itself.",
+        after_help = "Examples:\n  ssh vendetta workspace create my-project --image ubuntu:22.04 --up\n  ssh vendetta workspace create my-project --config - < .vendetta/config.yaml\n  tar c . | ssh vendetta workspace create my-project --config -\n  vendetta workspace create my-project --cpu 2 --memory 4G --env RUST_LOG=debug"
     )]
     Create(Create),
 

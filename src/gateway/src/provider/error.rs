@@ -28,6 +28,14 @@ pub enum ProviderError {
         /// What the engine said.
         problem: String,
     },
+    /// The image could not be built from the project's files.
+    #[error("building the image: {problem}{}", last(log))]
+    BuildFailed {
+        /// What the engine said.
+        problem: String,
+        /// The last lines of the build.
+        log: String,
+    },
     /// The engine refused.
     #[error("{provider} on node {node}: {operation}: {problem}")]
     Engine {
@@ -61,6 +69,14 @@ pub enum ProviderError {
     Node(#[from] NodeError),
 }
 
+/// The last lines of a log, for people.
+fn last(log: &str) -> String {
+    match log {
+        "" => String::new(),
+        log => format!("; the last it said:\n{log}"),
+    }
+}
+
 impl ProviderError {
     /// What to do, where there is something.
     #[must_use]
@@ -70,6 +86,9 @@ impl ProviderError {
             Self::NoImage { image, .. } => Some(format!(
                 "check the name, or bring the image to the node: docker pull {image}"
             )),
+            Self::BuildFailed { .. } => Some(
+                "mend the Dockerfile; a workspace keeps the files it was created with, so destroy it and create it anew".to_owned(),
+            ),
             Self::Node(error) => error.remedy(),
             Self::Refused { .. } | Self::NoEnvironment | Self::Cancelled => None,
         }

@@ -212,7 +212,7 @@ impl Entry {
             owner: self.reference.owner.clone(),
             provider: self.spec.provider,
             node: self.node.name(),
-            image: self.spec.image().map(str::to_owned),
+            image: self.spec.made_from(),
             state: snapshot.phase,
             desired: snapshot.record.desired,
             auto_up: self.spec.auto_up,

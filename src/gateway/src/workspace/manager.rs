@@ -7,7 +7,7 @@ use futures::StreamExt;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vendetta_proto::spec::{AutoUp, ProjectConfig};
+use vendetta_proto::spec::AutoUp;
 use vendetta_proto::{UserName, WorkspaceName};
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
@@ -17,9 +17,7 @@ use super::error::Explain;
 use super::services::{Services, allowed};
 use super::state::{Desired, Phase, Record, Request};
 use super::supervise::supervise;
-use super::{
-    ErrorKind, Operation, Overrides, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec,
-};
+use super::{ErrorKind, Operation, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec};
 use crate::access::{Account, Action, Authorized, Gateway, Principal, Resource, authorize};
 use crate::agent::pool::Pool;
 use crate::events::Events;
@@ -134,7 +132,9 @@ impl Workspaces {
         let given = services.store.ports().await;
         let given = given.map_err(|error| error.explain("ports"))?;
         let rows = services.store.workspaces().await;
-        for row in rows.map_err(|error| error.explain("workspaces"))? {
+        let rows = rows.map_err(|error| error.explain("workspaces"))?;
+        services.contexts.keep_only(rows.iter().map(|row| &row.id));
+        for row in rows {
             match services.inventory.find(&row.node) {
                 Some(node) => {
                     let ports = services.ports.of(&row.id, &row.config, &given);
@@ -204,23 +204,23 @@ impl Workspaces {
         names
     }
 
-    /// Stores a new workspace; it is not brought up yet.
+    /// Stores a new workspace; it is not brought up yet. `context` is an archive
+    /// of the files that its image is built from.
     ///
     /// # Errors
-    /// A config that is refused (2), a name that is taken (4).
+    /// No name (2), a name that is taken (4).
     pub async fn create(
         &self,
         caller: &Principal,
         name: Option<WorkspaceName>,
-        config: ProjectConfig,
-        overrides: Overrides,
+        spec: Spec,
+        context: Option<Vec<u8>>,
     ) -> Result<WorkspaceStatus, WorkspaceError> {
-        let name = spec::name_of(name, &config)?;
+        let name = spec::name_of(name, &spec.config)?;
         let about = format!("workspace {name}");
         let account = Account(caller.user.clone());
         let owner = authorize(caller, Action::Create, account)
             .map_err(|_| WorkspaceError::not_found(name.as_str()))?;
-        let spec = Spec::resolve(config, overrides)?;
         let node = self.0.inventory.get(spec.remote());
         let node = node.map_err(|error| error.explain("config"))?;
         allowed(&node.place(), spec.provider)?;
@@ -243,11 +243,17 @@ impl Workspaces {
         // A task of its own: a caller that leaves between row and actor must
         // not leave a row without one.
         let created = self.0.tracker.spawn(async move {
+            // Before the row, so that a row means that there is all it needs.
+            services.contexts.put(&row.id, context).await?;
             let added = services.store.add_workspace(&row).await;
-            added.map_err(|error| error.explain(&about))?;
+            if let Err(error) = added {
+                services.contexts.remove(&row.id);
+                return Err(error.explain(&about));
+            }
             match ports_for(&services, &row).await {
                 Ok(ports) => services.adopt(row, node, ports, true),
                 Err(error) => {
+                    services.contexts.remove(&row.id);
                     let forgotten = services.store.forget_workspace(&row.id).await;
                     forgotten.map_err(|error| error.explain(&about))?;
                     Err(error)

@@ -8,6 +8,8 @@ mod activity;
 mod actor;
 mod attend;
 mod callers;
+mod check;
+mod context;
 mod entry;
 mod error;
 mod forges;
@@ -30,6 +32,7 @@ pub use crate::ports::{
     Mapping as PortMapping, PortKey, PortState, PortStatus, Settings as PortSettings,
 };
 pub use activity::{Activity, InUse};
+pub use check::{Wrong, is_variable_name};
 pub use error::{ErrorKind, WorkspaceError};
 pub use id::WorkspaceId;
 pub use inside::{ListeningStream, ServiceLogOptions};

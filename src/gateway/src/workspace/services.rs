@@ -10,6 +10,7 @@ use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
 use super::actor::Actor;
+use super::context::Contexts;
 use super::entry::{Entry, Message, Snapshot};
 use super::error::Explain;
 use super::manager::Settings;
@@ -35,6 +36,7 @@ pub(super) struct Services {
     pub pool: Pool,
     pub ports: Ports,
     pub inventory: Inventory,
+    pub contexts: Contexts,
     pub events: Events,
     pub tracker: TaskTracker,
     pub cancel: CancellationToken,
@@ -55,6 +57,7 @@ impl Services {
                 settings.cancel.clone(),
             ),
             inventory,
+            contexts: Contexts::new(&settings.state_dir),
             events: settings.events,
             tracker: settings.tracker,
             cancel: settings.cancel,
@@ -94,6 +97,7 @@ impl Services {
 
     /// Its name is free again.
     pub(super) fn forget(&self, entry: &Entry) {
+        self.contexts.remove(&entry.reference.id);
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.remove(entry.reference.name.as_str());
     }

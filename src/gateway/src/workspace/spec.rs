@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use vendetta_proto::spec::{AutoUp, ProjectConfig, ProviderKind, Remote};
+use vendetta_proto::spec::{AutoUp, Build, ProjectConfig, ProviderKind, Remote};
 use vendetta_proto::{NodeName, WorkspaceName};
 
-use super::{ErrorKind, WorkspaceError};
-use crate::provider::ImageReference;
+use super::check::{Wrong, check};
 
 /// What the command line of `create` says; it wins over the project config.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,6 +28,25 @@ pub struct Overrides {
     pub auto_up: Option<AutoUp>,
 }
 
+impl Overrides {
+    /// Whether they say what is at `key` of the config.
+    #[must_use]
+    pub fn say(&self, key: &[String]) -> bool {
+        let parts: Vec<&str> = key.iter().map(String::as_str).collect();
+        match parts.as_slice() {
+            ["provider", ..] => self.provider.is_some(),
+            ["remote", ..] => self.remote.is_some(),
+            ["docker" | "lxc" | "qemu", "image"] => self.image.is_some(),
+            ["user"] => self.user.is_some(),
+            ["resources", "cpu"] => self.cpu.is_some(),
+            ["resources", "memory"] => self.memory.is_some(),
+            ["env", name] => self.env.iter().any(|(given, _)| given == name),
+            ["auto_up"] => self.auto_up.is_some(),
+            _ => false,
+        }
+    }
+}
+
 /// A project config that was checked, with what follows from it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
@@ -40,23 +58,16 @@ pub struct Spec {
     pub config: ProjectConfig,
 }
 
-/// The working directory of sessions where a provider can place it freely. It
-/// is on a disk that survives a rebuild.
-pub const WORKSPACE_DIR: &str = "/workspace";
-
-fn refuse(problem: impl Into<String>) -> WorkspaceError {
-    WorkspaceError::new(ErrorKind::Usage, "config", problem)
-}
+/// The working directory of sessions where a provider can place it freely and
+/// the config says no other. It is on a disk that survives a rebuild.
+pub const WORKSPACE_DIR: &str = vendetta_proto::spec::WORKSPACE_FOLDER;
 
 impl Spec {
     /// Puts `overrides` over `config`, fills in defaults and checks the whole.
     ///
     /// # Errors
-    /// Of kind [`ErrorKind::Usage`], naming the key.
-    pub fn resolve(
-        mut config: ProjectConfig,
-        overrides: Overrides,
-    ) -> Result<Self, WorkspaceError> {
+    /// The key that is wrong.
+    pub fn resolve(mut config: ProjectConfig, overrides: Overrides) -> Result<Self, Wrong> {
         let provider = overrides
             .provider
             .or(config.provider)
@@ -77,8 +88,7 @@ impl Spec {
         if let Some(image) = overrides.image {
             set_image(&mut config, provider, image)?;
         }
-        check_provider(&config, provider)?;
-        check_common(&config)?;
+        check(&config, provider)?;
         Ok(Self {
             provider,
             auto_up: config.auto_up.unwrap_or_default(),
@@ -107,12 +117,28 @@ impl Spec {
     #[must_use]
     pub fn image(&self) -> Option<&str> {
         let image = match self.provider {
-            ProviderKind::Docker => self.config.docker.as_ref().map(|c| &c.image),
+            ProviderKind::Docker => self.config.docker.as_ref().and_then(|c| c.image.as_ref()),
             ProviderKind::Lxc => self.config.lxc.as_ref().map(|c| &c.image),
             ProviderKind::Qemu => self.config.qemu.as_ref().map(|c| &c.image),
             ProviderKind::Host => None,
         };
         image.map(String::as_str)
+    }
+
+    /// How the image is built that it is made from.
+    #[must_use]
+    pub fn build(&self) -> Option<&Build> {
+        match (self.provider, &self.config.docker) {
+            (ProviderKind::Docker, Some(docker)) => docker.build.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// What it is made from, for people: the image, or the Dockerfile.
+    #[must_use]
+    pub fn made_from(&self) -> Option<String> {
+        let dockerfile = || self.build().map(Build::dockerfile_path);
+        self.image().map(str::to_owned).or_else(dockerfile)
     }
 
     /// How long nothing may use it before it is stopped; none: for ever.
@@ -140,6 +166,10 @@ impl Spec {
         note(
             self.provider == ProviderKind::Host && config.user.is_some(),
             "user is stored; provider host runs sessions as the gateway's own user",
+        );
+        note(
+            self.provider == ProviderKind::Host && config.workspace_folder.is_some(),
+            "workspace_folder is stored; provider host makes a directory of its own",
         );
         note(
             self.provider != ProviderKind::Docker && config.docker.is_some(),
@@ -170,10 +200,14 @@ fn set_image(
     config: &mut ProjectConfig,
     provider: ProviderKind,
     image: String,
-) -> Result<(), WorkspaceError> {
-    use vendetta_proto::spec::{DockerConfig, LxcConfig, QemuConfig};
+) -> Result<(), Wrong> {
+    use vendetta_proto::spec::{LxcConfig, QemuConfig};
     match provider {
-        ProviderKind::Docker => config.docker = Some(DockerConfig { image }),
+        ProviderKind::Docker => {
+            let docker = config.docker.get_or_insert_default();
+            docker.image = Some(image);
+            docker.build = None;
+        }
         ProviderKind::Lxc => config.lxc = Some(LxcConfig { image }),
         ProviderKind::Qemu => match &mut config.qemu {
             Some(qemu) => qemu.image = image,
@@ -187,65 +221,8 @@ fn set_image(
                 });
             }
         },
-        ProviderKind::Host => return Err(refuse("provider host takes no image")),
-    }
-    Ok(())
-}
-
-fn check_provider(config: &ProjectConfig, provider: ProviderKind) -> Result<(), WorkspaceError> {
-    match provider {
-        ProviderKind::Docker => {
-            let Some(docker) = &config.docker else {
-                return Err(refuse("provider docker needs an image")
-                    .with_remedy("add --image IMAGE, or docker: {image: IMAGE} to the config"));
-            };
-            ImageReference::parse(&docker.image)
-                .map_err(|error| refuse(format!("docker.image: {error}")))?;
-            Ok(())
-        }
-        ProviderKind::Host => Ok(()),
-        ProviderKind::Lxc | ProviderKind::Qemu => Err(refuse(format!(
-            "provider {provider} is not built into this version"
-        ))
-        .with_remedy("use provider docker or host")),
-    }
-}
-
-fn check_common(config: &ProjectConfig) -> Result<(), WorkspaceError> {
-    for (name, value) in &config.env {
-        let mut letters = name.bytes();
-        let begins = letters
-            .next()
-            .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-        if !begins || !letters.all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            return Err(refuse(format!(
-                "env: {name:?} is not a variable name; use letters, digits and '_'"
-            )));
-        }
-        if value.contains('\0') {
-            return Err(refuse(format!("env.{name}: the value has a NUL character")));
-        }
-    }
-    if let Some(cpu) = config.resources.cpu
-        && !(cpu.is_finite() && (0.01..=4096.0).contains(&cpu))
-    {
-        return Err(refuse(format!(
-            "resources.cpu: {cpu} is not a number of processors between 0.01 and 4096"
-        )));
-    }
-    if let Some(memory) = config.resources.memory
-        && memory.as_bytes() < 6 << 20
-    {
-        return Err(refuse(format!(
-            "resources.memory: {memory} is less than 6M, the least an engine takes"
-        )));
-    }
-    if let Some(user) = &config.user {
-        let odd = |c: char| c.is_whitespace() || c.is_control() || c == '/';
-        if user.is_empty() || user.len() > 256 || user.contains(odd) {
-            return Err(refuse(format!(
-                "user: {user:?} is not a user name or number"
-            )));
+        ProviderKind::Host => {
+            return Err(Wrong::new(&["provider"], "provider host takes no image"));
         }
     }
     Ok(())
@@ -255,9 +232,9 @@ fn check_common(config: &ProjectConfig) -> Result<(), WorkspaceError> {
 pub(super) fn name_of(
     given: Option<WorkspaceName>,
     config: &ProjectConfig,
-) -> Result<WorkspaceName, WorkspaceError> {
+) -> Result<WorkspaceName, Wrong> {
     given.or_else(|| config.name.clone()).ok_or_else(|| {
-        refuse("the workspace has no name")
+        Wrong::new(&[], "the workspace has no name")
             .with_remedy("ssh vendetta workspace create NAME, or name: NAME in the config")
     })
 }
@@ -270,7 +247,7 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
-    fn resolve(json: serde_json::Value) -> Result<Spec, WorkspaceError> {
+    fn resolve(json: serde_json::Value) -> Result<Spec, Wrong> {
         Spec::resolve(config(json), Overrides::default())
     }
 
@@ -299,45 +276,19 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_with_the_key_that_says_so() {
-        for (json, word, code) in [
-            (serde_json::json!({}), "image", 2),
-            (
-                serde_json::json!({"docker": {"image": "Bad Image"}}),
-                "docker.image",
-                2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "env": {"A-B": "1"}}),
-                "A-B",
-                2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "env": {"": "1"}}),
-                "env",
-                2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "resources": {"cpu": 0}}),
-                "resources.cpu",
-                2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "resources": {"memory": "1M"}}),
-                "resources.memory",
-                2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "user": "a b"}),
-                "user",
-                2,
-            ),
-            (serde_json::json!({"lxc": {"image": "x"}}), "lxc", 2),
-        ] {
-            let error = resolve(json.clone()).unwrap_err();
-            assert!(error.problem.contains(word), "{json}: {error}");
-            assert_eq!(error.exit_code(), code, "{json}: {error}");
-        }
+    fn an_image_of_the_command_line_is_used_instead_of_a_build_and_volumes_stay() {
+        let spec = Spec::resolve(
+            config(serde_json::json!({
+                "docker": {"build": {"target": "dev"}, "volumes": {"cache": "/cache"}},
+            })),
+            Overrides {
+                image: Some("two:v2".to_owned()),
+                ..Overrides::default()
+            },
+        )
+        .unwrap();
+        assert_eq!((spec.image(), spec.build()), (Some("two:v2"), None));
+        assert_eq!(spec.config.docker.unwrap().volumes["cache"], "/cache");
     }
 
     #[test]
@@ -346,10 +297,7 @@ mod tests {
             "provider": "host", "resources": {"cpu": 1}, "lxc": {"image": "y"},
         }))
         .unwrap();
-        let lines = spec.inactive().join(
-            "
-",
-        );
+        let lines = spec.inactive().join("\n");
         for word in ["resources", "lxc"] {
             assert!(lines.contains(word), "{word}: {lines}");
         }

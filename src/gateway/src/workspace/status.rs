@@ -22,7 +22,7 @@ pub struct WorkspaceStatus {
     pub provider: ProviderKind,
     /// Where it runs.
     pub node: NodeName,
-    /// What it was made from, when the provider takes an image.
+    /// The image, or the Dockerfile, that it is made from, when the provider takes one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// What it is doing.

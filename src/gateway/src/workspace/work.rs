@@ -182,6 +182,10 @@ async fn start_environment(
         name: entry.reference.name.clone(),
         generation: start.generation,
         config: entry.spec.config.clone(),
+        build_context: entry
+            .spec
+            .build()
+            .map(|_| services.contexts.path(&entry.reference.id)),
         agent,
         run_dir: run_dir(node.as_ref(), &entry.reference.id),
     };
@@ -343,7 +347,7 @@ fn agent_config(
         gateway_keys: vec![services.agent_login_key.to_string()],
         listen: placement.listen.clone(),
         user: placement.user.clone(),
-        env: config.env.clone(),
+        env: placement.env.clone(),
         workdir: Some(placement.workdir.clone()),
         services: config.services.clone(),
         host_ports,

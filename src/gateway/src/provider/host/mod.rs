@@ -215,6 +215,7 @@ impl Provider for Host {
             listen: dir.join("agent.sock"),
             endpoint: Endpoint::Unix(dir.join("agent.sock")),
             workdir: dir.join("workspace"),
+            env: environment.config.env.clone(),
             user: None,
         })
     }
