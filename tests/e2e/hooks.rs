@@ -83,6 +83,39 @@ fn a_create_hook_that_fails_says_why_lets_people_look_and_is_run_again() {
 }
 
 #[test]
+fn the_attach_hook_runs_beside_the_first_session_of_each_client_and_says_nothing_to_it() {
+    let gateway = Gateway::docker();
+    gateway.create(
+        "ws",
+        &config("hooks: {attach: \"echo attached >>notes; echo not for the client\"}\n"),
+    );
+    gateway.control("workspace up ws").ok();
+    for clients in 1..=2 {
+        let session = gateway.exec("ws", "echo mine").ok();
+        assert_eq!(
+            (session.text(), session.error_text()),
+            ("mine".to_owned(), String::new())
+        );
+        let mut told = String::new();
+        vendetta_tests::eventually("the hook has run", || {
+            let containers = gateway.resources();
+            let container = containers
+                .iter()
+                .find_map(|name| name.strip_prefix("container "));
+            let look = [
+                "exec",
+                container.expect("a container"),
+                "cat",
+                "/workspace/notes",
+            ];
+            told = gateway.engine().docker(&look).finish().text();
+            told.lines().count() == clients
+        });
+        assert!(told.lines().all(|line| line == "attached"), "{told}");
+    }
+}
+
+#[test]
 fn a_down_hook_that_fails_is_told_and_the_workspace_goes_down() {
     let gateway = Gateway::docker();
     gateway.create("ws", &config("hooks: {down: \"echo not yet; exit 7\"}\n"));

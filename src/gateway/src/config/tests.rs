@@ -232,6 +232,19 @@ fn an_alias_bomb_costs_nothing_and_is_refused() {
 }
 
 #[test]
+fn a_range_of_ports_has_a_first_and_a_last_one_that_need_no_privileges() {
+    let of = |range: &str| Config::parse("g.toml", &format!("[ports]\nrange = \"{range}\"\n"));
+    let ports = of("30000-30099").unwrap().ports;
+    assert_eq!(ports.range.0, 30000..=30099);
+    assert_eq!(String::from(ports.range), "30000-30099");
+    for wrong in ["30000", "30001-30000", "80-90", "1024-70000", "-", ""] {
+        let error = of(wrong).unwrap_err();
+        assert_eq!(error.at, Some((2, 9)), "{wrong}: {error}");
+        assert!(error.to_string().contains("20000-29999"), "{error}");
+    }
+}
+
+#[test]
 fn what_a_check_says_is_shown_at_the_key_or_the_nearest_above_it() {
     let text = "\
 name: x

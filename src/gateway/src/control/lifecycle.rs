@@ -95,7 +95,7 @@ async fn started(
     }
     let mut states = workspaces.services(workspace, false).await?;
     let services = states.next().await.transpose()?.unwrap_or_default();
-    let table = service::listed(session, &services);
+    let table = service::listed(session, workspace, &services);
     let name = &workspace.name;
     // One that was stopped or has failed since is left to its owner.
     let troubled: Vec<&str> = services
@@ -109,8 +109,15 @@ async fn started(
         let troubled = troubled.join(" ");
         format!("but not all services are ready (ssh vendetta workspace restart {name} {troubled})")
     };
+    let ports = if services.iter().any(|service| service.port.is_some()) {
+        format!(
+            "Bring its ports to your machine with: vendetta workspace connect {name}, or one by one: ssh vendetta workspace ports {name}\n"
+        )
+    } else {
+        String::new()
+    };
     Ok(format!(
-        "{table}\nEnvironment started, {state}. Connect with: {connect}\n"
+        "{table}\n{ports}Environment started, {state}. Connect with: {connect}\n"
     ))
 }
 

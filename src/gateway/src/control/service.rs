@@ -19,8 +19,8 @@ use super::workspace::{Target, find};
 use crate::access::{Action, Authorized};
 use crate::config::nearest;
 use crate::workspace::{
-    ErrorKind, LogOptions, ServiceLogOptions, ServiceRequest, WorkspaceError, WorkspaceRef,
-    described,
+    ErrorKind, LogOptions, PortKey, PortState, PortStatus, ServiceLogOptions, ServiceRequest,
+    WorkspaceError, WorkspaceRef, described,
 };
 
 /// Services of a workspace.
@@ -131,14 +131,25 @@ pub(super) async fn list(
             return Ok(Done::Ok);
         };
         let services = services?;
-        let text = listed(session, &services);
+        let text = listed(session, &workspace, &services);
         session.list(&text, "services", &services).await?;
     }
 }
 
 /// One row a service.
-pub(super) fn listed(session: &Session<'_>, services: &[ServiceStatus]) -> String {
+pub(super) fn listed(
+    session: &Session<'_>,
+    workspace: &Authorized<WorkspaceRef>,
+    services: &[ServiceStatus],
+) -> String {
     let now = Timestamp::now();
+    let ports = session.control.workspaces.ports(workspace);
+    let ports = ports.map_or_else(|_| Vec::new(), |ports| ports.borrow().clone());
+    let on_gateway = |name: &ServiceName| {
+        let mapped = |status: &&PortStatus| matches!(&status.mapping.key, PortKey::Service(service) if service == name);
+        let status = ports.iter().find(mapped)?;
+        (status.state == PortState::Open).then(|| status.mapping.url.clone())
+    };
     let rows = services
         .iter()
         .map(|service| {
@@ -151,10 +162,18 @@ pub(super) fn listed(session: &Session<'_>, services: &[ServiceStatus]) -> Strin
                 ago(since, now),
                 service.restarts.to_string(),
                 port.unwrap_or_default(),
+                on_gateway(&service.name).unwrap_or_default(),
             ]
         })
         .collect();
-    let headings = ["SERVICE", "STATE", "SINCE", "RESTARTS", "PORT"];
+    let headings = [
+        "SERVICE",
+        "STATE",
+        "SINCE",
+        "RESTARTS",
+        "PORT",
+        "ON GATEWAY",
+    ];
     table(session.console, &headings, rows)
 }
 
@@ -184,7 +203,7 @@ pub(super) async fn change(
     let text = if session.json {
         super::progress::result_line("services", &services)
     } else {
-        listed(session, &services)
+        listed(session, &workspace, &services)
     };
     session.console.out(&text).await?;
     Ok(Done::Ok)

@@ -396,7 +396,7 @@ async fn an_engine_that_is_not_there_is_status_5_with_its_cause_and_the_workspac
     let ran = lab.run("workspace up one").await;
     assert_eq!(ran.code(), 5, "{}", ran.stderr);
     assert!(
-        ran.stderr.starts_with("vendetta: ") && ran.stdout.is_empty(),
+        ran.stderr.contains("\nvendetta: ") && ran.stdout.is_empty(),
         "{}{}",
         ran.stdout,
         ran.stderr

@@ -12,6 +12,7 @@
 //! ```
 
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use russh::Channel;
@@ -98,6 +99,8 @@ struct Inner {
     user: String,
     activity: Option<Activity>,
     attempt: Mutex<Attempt>,
+    /// It has had a session.
+    attached: AtomicBool,
 }
 
 /// The making of a link, as it is watched.
@@ -168,6 +171,7 @@ impl Environment {
             user,
             activity,
             attempt: Mutex::new(attempt),
+            attached: AtomicBool::new(false),
         }));
         environment.spawn(connecting);
         environment
@@ -235,7 +239,12 @@ impl Environment {
                 }
             }
         };
-        match link.open_session().await {
+        let opened = link.open_session().await;
+        if opened.is_ok() && !self.0.attached.swap(true, Ordering::Relaxed) {
+            let workspaces = &self.0.shared.services.workspaces;
+            workspaces.attached(&self.0.workspace);
+        }
+        match opened {
             Ok(channel) => Ok(OpenedSession {
                 channel,
                 farewell: stderr_line(&format!(

@@ -9,7 +9,7 @@ use super::StoreError;
 
 /// Steps from each format to the next; `user_version` counts those done.
 /// Never edit one that was released: add another.
-const MIGRATIONS: &[&str] = &[
+pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE meta (
         name TEXT PRIMARY KEY,

@@ -16,17 +16,21 @@ use crate::ports::{Open, Opening};
 /// Dropped, it ends.
 pub(super) struct Attendance {
     ports: Open,
-    _watches: Vec<AbortOnDropHandle<()>>,
+    watches: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Attendance {
     /// Ends it without waiting for that.
     pub(super) fn end(&self) {
         self.ports.end();
+        for watch in &self.watches {
+            watch.abort();
+        }
     }
 
     /// Ends it and returns when its ports are free for others.
     pub(super) async fn ended(self) {
+        self.end();
         self.ports.ended().await;
     }
 }
@@ -67,10 +71,7 @@ pub(super) async fn attend(
             watches.push(AbortOnDropHandle::new(services.tracker.spawn(following)));
         }
     }
-    Attendance {
-        ports,
-        _watches: watches,
-    }
+    Attendance { ports, watches }
 }
 
 /// The services that count as use of the workspace while they run.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -11,11 +12,15 @@ use vendetta_proto::rpc::{Answer, ListeningPort, LogLine, Millis, Request, Servi
 
 use super::entry::Entry;
 use super::error::Explain;
+use super::hook::Place;
 use super::manager::{WorkspaceRef, Workspaces};
 use super::service::{self, ServiceRequest};
 use super::{ErrorKind, Operation, ProgressSink, WorkspaceError};
 use crate::access::Authorized;
 use crate::agent::client::{AgentClient, Answers};
+
+/// How long the attach hook may run.
+const ATTACH_LIMIT: Duration = Duration::from_secs(600);
 
 /// Which lines of the services' logs to read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -147,6 +152,37 @@ impl Workspaces {
             std::future::ready(picked)
         });
         Ok(picked.boxed())
+    }
+
+    /// To be called when a client has its first session in the environment:
+    /// runs the attach hook beside it. What becomes of it is in the gateway's log.
+    pub fn attached(&self, workspace: &Authorized<WorkspaceRef>) {
+        let Ok(entry) = self.entry(workspace) else {
+            return;
+        };
+        let Some(hook) = entry.spec.config.hooks.attach.clone() else {
+            return;
+        };
+        let (workspaces, cancel) = (self.clone(), self.cancellation());
+        self.tasks().spawn(async move {
+            let about = entry.context();
+            let run = async {
+                let client = workspaces.agent_client(&entry).await?;
+                let place = Place {
+                    about: &about,
+                    client: &client,
+                    with_ssh_agent: false,
+                };
+                let step = ProgressSink::new().step("hook attach");
+                let ran = place.hook(&step, &hook).await;
+                ran.map_err(|error| error.explain(&about, "hook attach"))
+            };
+            match cancel.run_until_cancelled(tokio::time::timeout(ATTACH_LIMIT, run)).await {
+                Some(Ok(Err(error))) => tracing::warn!(workspace = %entry.reference.name, %error, "hook attach"),
+                Some(Err(_)) => tracing::warn!(workspace = %entry.reference.name, "hook attach took too long: given up"),
+                Some(Ok(Ok(()))) | None => {}
+            }
+        });
     }
 
     /// Starts, stops or restarts services (none named: all) and shows how that
