@@ -12,7 +12,6 @@ use super::ports;
 use super::service::{self, Logs, Services};
 use super::text::{ago, printable, table};
 use crate::access::{Action, Authorized};
-use crate::config::nearest;
 use crate::inventory::NodeState;
 use crate::workspace::{Desired, Phase, ServiceRequest, WorkspaceRef, WorkspaceStatus};
 
@@ -248,8 +247,8 @@ pub(super) fn find(
     let principal = &session.caller.principal;
     workspaces.find(principal, action, name).map_err(|error| {
         let names = workspaces.names(principal);
-        match nearest(name, names.iter().map(|name| name.as_str())) {
-            Some(near) if near != name => {
+        match vendetta_proto::nearest(name, &names) {
+            Some(near) if near.as_str() != name => {
                 Failure::from(error).remedy(format!("did you mean {near}?"))
             }
             _ => Failure::from(error),

@@ -35,6 +35,20 @@ pub struct ServiceLogOptions {
     pub since: Option<Millis>,
 }
 
+fn services(answer: Answer) -> Option<Vec<ServiceStatus>> {
+    match answer {
+        Answer::Services { services } => Some(services),
+        _ => None,
+    }
+}
+
+fn ports(answer: Answer) -> Option<Vec<ListeningPort>> {
+    match answer {
+        Answer::Ports { ports } => Some(ports),
+        _ => None,
+    }
+}
+
 /// What listens inside an environment.
 pub type ListeningStream = BoxStream<'static, Result<Vec<ListeningPort>, WorkspaceError>>;
 
@@ -70,22 +84,29 @@ impl Workspaces {
         Ok(entry.spec.config.services.keys().cloned().collect())
     }
 
-    /// How its services are, now and, with `follow`, whenever that changes.
+    /// How its services are.
     ///
     /// # Errors
-    /// When it does not run (4), or its agent cannot be asked.
+    /// When it does not run (4), or its agent does not answer.
     pub async fn services(
         &self,
         workspace: &Authorized<WorkspaceRef>,
-        follow: bool,
+    ) -> Result<Vec<ServiceStatus>, WorkspaceError> {
+        let request = Request::Services { follow: false };
+        self.answer(workspace, &request, services).await
+    }
+
+    /// How its services are, now and whenever that changes.
+    ///
+    /// # Errors
+    /// When it does not run (4), or its agent cannot be asked.
+    pub async fn follow_services(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
     ) -> Result<BoxStream<'static, Result<Vec<ServiceStatus>, WorkspaceError>>, WorkspaceError>
     {
-        let request = Request::Services { follow };
-        self.answers(workspace, &request, |answer| match answer {
-            Answer::Services { services } => Some(services),
-            _ => None,
-        })
-        .await
+        let request = Request::Services { follow: true };
+        self.answers(workspace, &request, services).await
     }
 
     /// What its services wrote.
@@ -110,22 +131,47 @@ impl Workspaces {
         .await
     }
 
-    /// The TCP ports on which programs listen inside it, now and, with
-    /// `follow`, whenever that changes.
+    /// The TCP ports on which programs listen inside it.
     ///
     /// # Errors
-    /// When it does not run (4), or its agent cannot be asked.
+    /// When it does not run (4), or its agent does not answer.
     pub async fn listening(
         &self,
         workspace: &Authorized<WorkspaceRef>,
-        follow: bool,
+    ) -> Result<Vec<ListeningPort>, WorkspaceError> {
+        let request = Request::Ports { follow: false };
+        self.answer(workspace, &request, ports).await
+    }
+
+    /// The TCP ports on which programs listen inside it, now and whenever
+    /// that changes.
+    ///
+    /// # Errors
+    /// When it does not run (4), or its agent cannot be asked.
+    pub async fn follow_listening(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
     ) -> Result<ListeningStream, WorkspaceError> {
-        let request = Request::Ports { follow };
-        self.answers(workspace, &request, |answer| match answer {
-            Answer::Ports { ports } => Some(ports),
-            _ => None,
+        let request = Request::Ports { follow: true };
+        self.answers(workspace, &request, ports).await
+    }
+
+    /// Asks the agent for what has one answer.
+    async fn answer<T>(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+        request: &Request,
+        pick: fn(Answer) -> Option<T>,
+    ) -> Result<T, WorkspaceError> {
+        let entry = self.entry(workspace)?;
+        let about = entry.context();
+        let client = self.agent_client(&entry).await?;
+        let answer = client.ask_one(request).await;
+        let answer = answer.map_err(|error| error.explain(&about))?;
+        pick(answer).ok_or_else(|| {
+            let problem = "its agent answered something else than was asked";
+            WorkspaceError::new(ErrorKind::Internal, about, problem)
         })
-        .await
     }
 
     /// Asks the agent, and picks what is wanted of its answers.
