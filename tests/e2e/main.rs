@@ -6,6 +6,7 @@ mod config;
 mod control;
 mod crash;
 mod devcontainer;
+mod engines;
 mod forward;
 mod hooks;
 mod idle;

@@ -70,7 +70,6 @@ fn gateway_with_chain() -> Gateway {
     gateway
 }
 
-/// A port that nothing listens on.
 fn services(gateway: &Gateway) -> serde_json::Value {
     let listed = gateway.control("workspace services ws --json").ok().json();
     listed["services"].clone()
