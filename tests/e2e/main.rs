@@ -2,6 +2,7 @@
 //! container and the real OpenSSH clients. A module is a topic.
 
 mod bad_input;
+mod clients;
 mod config;
 mod control;
 mod crash;
