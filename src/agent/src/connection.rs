@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Settings;
+use crate::forward::agent_socket::AgentSockets;
 use crate::forward::{Listeners, Resolver};
 use crate::ports::Ports;
 use crate::process::Reaper;
@@ -38,6 +39,8 @@ pub struct Agent {
     pub ports: Ports,
     /// What the gateway wants remembered.
     pub marks: Marks,
+    /// Where users reach the ssh-agents of their clients.
+    pub agent_sockets: AgentSockets,
     /// Resolves names that clients dial.
     pub resolver: Resolver,
     /// Tasks of session channels, to which a stop gives time.

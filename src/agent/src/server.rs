@@ -32,6 +32,7 @@ use vendetta_sshio::workers::Workers;
 use crate::config::Settings;
 use crate::connection::Agent;
 use crate::forward::Resolver;
+use crate::forward::agent_socket::AgentSockets;
 use crate::handler::ConnectionHandler;
 use crate::ports::Ports;
 use crate::process::{Reaper, Table, descendants};
@@ -117,6 +118,7 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         services,
         ports: Ports::default(),
         marks: Marks::default(),
+        agent_sockets: AgentSockets::default(),
         settings,
         users: Users::system(),
         reaper: Reaper::default(),
