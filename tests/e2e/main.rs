@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod crash;
 mod devcontainer;
+mod editors;
 mod engines;
 mod forward;
 mod hooks;

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::command::{Done, Session};
 use super::create::Create;
+use super::doctor::Doctor;
 use super::failure::Failure;
 use super::lifecycle::{self, Change};
 use super::ports;
@@ -172,6 +173,12 @@ pub enum WorkspaceCommand {
     )]
     Restart(Services),
 
+    /// Tell whether editors can work in a workspace, and what to install
+    #[command(
+        after_help = "Examples:\n  ssh vendetta workspace doctor my-project\n  ssh vendetta workspace doctor my-project --for vscode"
+    )]
+    Doctor(Doctor),
+
     /// Make a workspace's environment anew; /workspace stays
     #[command(after_help = "Examples:\n  ssh vendetta workspace rebuild my-project")]
     Rebuild(Target),
@@ -220,6 +227,7 @@ impl WorkspaceCommand {
             Self::Ports { target, follow } => {
                 ports::ports(session, &target.workspace, follow).await
             }
+            Self::Doctor(doctor) => doctor.run(session).await,
             Self::List => list(session).await,
             Self::Status(target) => status(session, &target.workspace).await,
             Self::Logs(logs) => service::logs(session, logs).await,

@@ -17,10 +17,16 @@ use super::manager::{WorkspaceRef, Workspaces};
 use super::service::{self, ServiceRequest};
 use super::{ErrorKind, Operation, ProgressSink, WorkspaceError};
 use crate::access::Authorized;
-use crate::agent::client::{AgentClient, Answers};
+use crate::agent::client::{AgentClient, Answers, Output};
 
 /// How long the attach hook may run.
 const ATTACH_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long [`Workspaces::output`] waits.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(60);
+
+/// How much it takes, in bytes.
+const LONGEST_OUTPUT: usize = 256 * 1024;
 
 /// Which lines of the services' logs to read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -198,6 +204,49 @@ impl Workspaces {
             std::future::ready(picked)
         });
         Ok(picked.boxed())
+    }
+
+    /// What a command line says in the environment, for the workspace's user;
+    /// how it ends does not matter.
+    ///
+    /// # Errors
+    /// When it does not run (4), its agent cannot be asked, or the command says
+    /// more than [`LONGEST_OUTPUT`] or does not end in [`OUTPUT_LIMIT`].
+    pub async fn output(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+        command: &str,
+    ) -> Result<String, WorkspaceError> {
+        let entry = self.entry(workspace)?;
+        let about = entry.context();
+        let client = self.agent_client(&entry).await?;
+        let said = async {
+            let running = client.run(command.as_bytes().to_vec(), false).await;
+            let mut running = running.map_err(|error| error.explain(&about))?;
+            let mut said = Vec::new();
+            loop {
+                match running
+                    .next()
+                    .await
+                    .map_err(|error| error.explain(&about))?
+                {
+                    Output::Stdout(data) if said.len() + data.len() > LONGEST_OUTPUT => {
+                        let problem = "a command in it says more than it should";
+                        let kind = ErrorKind::Unavailable;
+                        return Err(WorkspaceError::new(kind, about.as_str(), problem));
+                    }
+                    Output::Stdout(data) => said.extend_from_slice(&data),
+                    Output::Stderr(_) => {}
+                    Output::Ended(_) => return Ok(String::from_utf8_lossy(&said).into_owned()),
+                }
+            }
+        };
+        let said = tokio::time::timeout(OUTPUT_LIMIT, said).await;
+        said.unwrap_or_else(|_| {
+            let problem = "a command in it does not end";
+            let kind = ErrorKind::Unavailable;
+            Err(WorkspaceError::new(kind, about.as_str(), problem))
+        })
     }
 
     /// To be called when a client has its first session in the environment:
