@@ -18,6 +18,7 @@ mod login;
 mod lxc;
 mod multiplex;
 mod nodes;
+mod parity;
 mod ports;
 mod relay;
 mod scale;

@@ -124,7 +124,10 @@ fn start(
                 path,
             },
         )) => {
-            session.push(("TERM", term.into()));
+            // A client that has none sends an empty one.
+            if !term.is_empty() {
+                session.push(("TERM", term.into()));
+            }
             session.push(("SSH_TTY", path.into()));
             Ok((Stdio::Terminal(slave), Streams::Terminal(master)))
         }
