@@ -25,5 +25,6 @@ mod scale;
 mod serve;
 mod services;
 mod session;
+mod terminals;
 mod transfer;
 mod users;

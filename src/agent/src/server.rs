@@ -38,6 +38,7 @@ use crate::ports::Ports;
 use crate::process::{Reaper, Table, descendants};
 use crate::rpc::Marks;
 use crate::supervisor;
+use crate::terminal::Terminals;
 use crate::users::Users;
 
 /// How long a connection may take to log in.
@@ -118,6 +119,7 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         services,
         ports: Ports::default(),
         marks: Marks::default(),
+        terminals: Terminals::default(),
         agent_sockets: AgentSockets::default(),
         settings,
         users: Users::system(),

@@ -15,5 +15,5 @@ mod schema;
 pub mod spec;
 pub mod value;
 
-pub use name::{InvalidName, NodeName, ServiceName, UserName, WorkspaceName};
+pub use name::{InvalidName, NodeName, ServiceName, TerminalName, UserName, WorkspaceName};
 pub use nearest::nearest;

@@ -43,7 +43,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_millis(200);
 const EXIT_NOT_FOUND: u32 = 127;
 
 /// Our ends of a process's streams.
-enum Streams {
+pub(super) enum Streams {
     Pipes {
         stdin: pipe::Sender,
         stdout: pipe::Receiver,
@@ -73,10 +73,7 @@ pub async fn run(
     let (child, streams) = match start(connection, &mut setup, program) {
         Ok(started) => started,
         Err(problem) => {
-            let text = format!("vendetta: {problem}\n");
-            let _ = writer.extended_data_bytes(STDERR, text.into_bytes()).await;
-            let _ = writer.exit_status(EXIT_NOT_FOUND).await;
-            let _ = writer.eof().await;
+            refuse(writer, &problem).await;
             return;
         }
     };
@@ -95,7 +92,16 @@ pub async fn run(
     }
 }
 
-fn start(
+/// Says why nothing runs, as a shell would that cannot run a command.
+pub(super) async fn refuse(writer: &ChannelWriteHalf<Msg>, problem: &str) {
+    let text = format!("vendetta: {problem}\n");
+    let _ = writer.extended_data_bytes(STDERR, text.into_bytes()).await;
+    let _ = writer.exit_status(EXIT_NOT_FOUND).await;
+    let _ = writer.eof().await;
+}
+
+/// Starts what the client asked for, on pipes or on its terminal.
+pub(super) fn start(
     connection: &Connection,
     setup: &mut Setup,
     program: Program,
@@ -122,6 +128,7 @@ fn start(
                 master,
                 slave,
                 path,
+                ..
             },
         )) => {
             // A client that has none sends an empty one.
@@ -340,7 +347,11 @@ async fn feed(
 }
 
 /// Tells the client how the process ended (RFC 4254 section 6.10).
-async fn report(connection: &Connection, writer: &ChannelWriteHalf<Msg>, status: ExitStatus) {
+pub(super) async fn report(
+    connection: &Connection,
+    writer: &ChannelWriteHalf<Msg>,
+    status: ExitStatus,
+) {
     match (status.code(), status.signal()) {
         (Some(code), _) => {
             let _ = writer.exit_status(code.cast_unsigned()).await;

@@ -24,6 +24,7 @@ mod redraw;
 pub mod service;
 mod status;
 mod terminal;
+mod terminals;
 mod text;
 pub mod user;
 mod words;

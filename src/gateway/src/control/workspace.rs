@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::lifecycle::{self, Change};
 use super::ports;
 use super::service::{self, Logs, Services};
+use super::terminals::Terminals;
 use super::text::{ago, printable, table};
 use crate::access::{Action, Authorized};
 use crate::inventory::NodeState;
@@ -173,6 +174,16 @@ pub enum WorkspaceCommand {
     )]
     Restart(Services),
 
+    /// List the terminals that are kept in a workspace when their clients leave, or end one
+    #[command(
+        long_about = "List the terminals that are kept in a workspace when their clients leave, or end one.\n\n\
+            \"ssh -t WORKSPACE++NAME@vendetta\" starts the terminal NAME, or shows it again as it\n\
+            is: its program goes on when the link drops, the laptop closes or the gateway starts\n\
+            again. As another user of the environment: WORKSPACE+USER+NAME. It ends with its shell.",
+        after_help = "Examples:\n  ssh -t my-project++main@vendetta\n  ssh vendetta workspace terminals my-project\n  ssh vendetta workspace terminals my-project --end main"
+    )]
+    Terminals(Terminals),
+
     /// Tell whether editors can work in a workspace, and what to install
     #[command(
         after_help = "Examples:\n  ssh vendetta workspace doctor my-project\n  ssh vendetta workspace doctor my-project --for vscode"
@@ -227,6 +238,7 @@ impl WorkspaceCommand {
             Self::Ports { target, follow } => {
                 ports::ports(session, &target.workspace, follow).await
             }
+            Self::Terminals(terminals) => terminals.run(session).await,
             Self::Doctor(doctor) => doctor.run(session).await,
             Self::List => list(session).await,
             Self::Status(target) => status(session, &target.workspace).await,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | a workspace that the key may use | that workspace |
 //! | `WORKSPACE+ENVUSER` | that workspace, as a user of its environment |
+//! | `WORKSPACE+[ENVUSER]+TERMINAL` | the same; its agent knows what a terminal is |
 //! | a registered user, or `vendetta` | the control plane |
 //! | anything else | a control command when the exec line begins with one, else "no workspace" |
 

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use vendetta_proto::ServiceName;
-use vendetta_proto::rpc::{Answer, ListeningPort, LogLine, Millis, Request, ServiceStatus};
+use vendetta_proto::rpc::{
+    Answer, ListeningPort, LogLine, Millis, Request, ServiceStatus, TerminalStatus,
+};
+use vendetta_proto::{ServiceName, TerminalName};
 
 use super::entry::Entry;
 use super::error::Explain;
@@ -160,6 +162,39 @@ impl Workspaces {
     ) -> Result<ListeningStream, WorkspaceError> {
         let request = Request::Ports { follow: true };
         self.answers(workspace, &request, ports).await
+    }
+
+    /// Terminals inside it that outlive their clients.
+    ///
+    /// # Errors
+    /// When it does not run (4), or its agent does not answer.
+    pub async fn terminals(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+    ) -> Result<Vec<TerminalStatus>, WorkspaceError> {
+        self.answer(workspace, &Request::Terminals, |answer| match answer {
+            Answer::Terminals { terminals } => Some(terminals),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Ends the programs of the terminals of this name; of one user only, if named.
+    ///
+    /// # Errors
+    /// When there is none (3), it does not run (4), or its agent does not answer.
+    pub async fn end_terminal(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+        name: &TerminalName,
+        user: Option<String>,
+    ) -> Result<(), WorkspaceError> {
+        let name = name.clone();
+        let request = Request::EndTerminal { name, user };
+        self.answer(workspace, &request, |answer| {
+            matches!(answer, Answer::Done).then_some(())
+        })
+        .await
     }
 
     /// Asks the agent for what has one answer.
