@@ -7,6 +7,8 @@ use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{Algorithm, Certificate, PrivateKey, PublicKey};
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
 
+use crate::listen::Listen;
+
 /// Why a configuration was refused. The messages carry no secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -34,7 +36,7 @@ pub enum ConfigError {
         /// The version it has.
         found: u32,
     },
-    /// A key or certificate is wrong.
+    /// A key, a certificate or an address is wrong.
     #[error("{}: {field} is not usable: {problem}", path.display())]
     Key {
         /// The file.
@@ -57,8 +59,8 @@ pub struct Settings {
     pub host_certificate: Option<Certificate>,
     /// Keys that may open any session.
     pub gateway_keys: Vec<KeyData>,
-    /// The socket to listen on.
-    pub listen: PathBuf,
+    /// Where to listen.
+    pub listen: Listen,
     /// The default user: name, uid, or either with `:group`.
     pub user: Option<String>,
     /// Environment of every session.
@@ -135,7 +137,7 @@ fn check(path: &Path, config: AgentConfig) -> Result<Settings, ConfigError> {
         host_key,
         host_certificate,
         gateway_keys,
-        listen: config.listen,
+        listen: Listen::parse(&config.listen).map_err(|problem| bad("listen", problem))?,
         user: config.user,
         env: config.env,
         workdir: config.workdir,
