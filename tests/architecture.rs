@@ -65,8 +65,10 @@ const MODULES: &[(&str, &[&str])] = &[
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("russh", &["agent", "node", "ssh"]),
     ("bollard", &["provider"]),
+    ("fatfs", &["provider"]),
     ("hyper", &["metrics", "provider"]),
     ("prometheus_client", &["metrics"]),
+    ("qapi", &["provider"]),
     ("rusqlite", &["store"]),
     ("termwiz", &["control"]),
     ("clap", &["access", "cli", "control", "main"]),

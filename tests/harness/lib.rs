@@ -10,6 +10,7 @@ mod data;
 mod engine;
 mod gateway;
 mod lab;
+mod machine;
 mod process;
 mod run;
 
@@ -18,6 +19,7 @@ pub use data::{Seeded, hexadecimal, random_bytes, sha256};
 pub use engine::{BUSYBOX, Engine, TOOLS};
 pub use gateway::{Gateway, GatewayBuilder};
 pub use lab::{Lab, Link, Node, NodeBuilder, Passed};
+pub use machine::{BOOT, MachineImage};
 pub use process::Process;
 pub use run::{Finished, Run, Running};
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use vendetta::node::ssh::{Address, Settings};
 use vendetta::node::{LocalNode, NodeTransport, SshNode};
+use vendetta::provider::Endpoint;
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{Engine, Gateway, Node, Run};
+use vendetta_tests::{Engine, Gateway, MachineImage, Node, Run};
 
 use crate::subject::Life;
 
@@ -55,16 +56,24 @@ impl Machine {
     /// The agent's executable there.
     pub fn agent(&self) -> PathBuf {
         let built = Gateway::binary("vendetta-agent");
+        self.have(&built, "/usr/local/bin/vendetta-agent")
+    }
+
+    /// The image of small virtual machines there.
+    pub fn image(&self) -> PathBuf {
+        self.have(&MachineImage::Small.path(), "/var/tmp/small.qcow2")
+    }
+
+    /// Sees that a file of this machine is there, at `there` on a node.
+    fn have(&self, file: &Path, there: &str) -> PathBuf {
         let Self::Lab(node) = self else {
-            return built;
+            return file.to_owned();
         };
-        let there = PathBuf::from("/usr/local/bin/vendetta-agent");
         let copy = r#"cat >"$1" && chmod 755 "$1""#;
-        node.run(&["sh", "-c", copy, "sh"])
-            .arg(&there)
-            .stdin_file(File::open(built).unwrap())
+        node.run(&["sh", "-c", copy, "sh", there])
+            .stdin_file(File::open(file).unwrap())
             .ok();
-        there
+        PathBuf::from(there)
     }
 
     /// The socket of its engine.
@@ -99,9 +108,12 @@ impl Machine {
         }
     }
 
-    /// A ProxyCommand of OpenSSH that connects to a unix socket there.
-    pub fn relay(&self, socket: &Path) -> String {
-        let connect = format!("UNIX-CONNECT:{}", socket.display());
+    /// A ProxyCommand of OpenSSH that connects to a socket there.
+    pub fn relay(&self, endpoint: &Endpoint) -> String {
+        let connect = match endpoint {
+            Endpoint::Unix(socket) => format!("UNIX-CONNECT:{}", socket.display()),
+            Endpoint::Tcp { host, port } => format!("TCP:{host}:{port}"),
+        };
         let line = self.run(&["socat", "-", &connect]).shell_line();
         line.replace('%', "%%")
     }

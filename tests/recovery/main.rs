@@ -55,6 +55,7 @@ impl Core {
                 .map(Path::to_owned),
             state_dir: state.clone(),
             docker_socket: socket.to_owned(),
+            qemu: Default::default(),
             allow_host: true,
             node_key: key("node_key"),
             events: Events::default(),

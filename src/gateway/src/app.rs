@@ -30,6 +30,7 @@ use crate::events::Events;
 use crate::first_admin;
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::provider::{Mirrors, QemuSettings};
 use crate::ssh::auth::Authenticator;
 use crate::ssh::{Services, listener};
 use crate::store::Store;
@@ -233,6 +234,13 @@ async fn build(
         agent_dir: config.agent_dir.clone(),
         state_dir: config.state_dir.clone(),
         docker_socket: config.docker.socket.clone(),
+        qemu: QemuSettings {
+            mirrors: Mirrors {
+                debian: config.qemu.debian_images.clone(),
+                ubuntu: config.qemu.ubuntu_images.clone(),
+            },
+            image_dirs: config.qemu.image_dirs.clone(),
+        },
         allow_host: config.local.allow_host,
         node_key: keys.node.clone(),
         events: events.clone(),

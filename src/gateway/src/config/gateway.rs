@@ -36,6 +36,8 @@ pub struct Config {
     pub ssh: Ssh,
     /// The Docker engine of the gateway's own machine.
     pub docker: Docker,
+    /// Machines of QEMU, on all nodes.
+    pub qemu: Qemu,
     /// The gateway's own machine as a node.
     pub local: Local,
     /// Metrics for Prometheus.
@@ -55,6 +57,7 @@ impl Default for Config {
             limits: Limits::default(),
             ssh: Ssh::default(),
             docker: Docker::default(),
+            qemu: Qemu::default(),
             local: Local::default(),
             metrics: Metrics::default(),
         }
@@ -258,6 +261,29 @@ impl Default for Docker {
     }
 }
 
+/// Machines of QEMU, on all nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Qemu {
+    /// Where Debian publishes its cloud images, or a mirror of it.
+    pub debian_images: String,
+    /// Where Ubuntu publishes its cloud images, or a mirror of it.
+    pub ubuntu_images: String,
+    /// Directories of a node whose files workspaces may be made from; empty: any
+    /// disk image that the gateway's user on the node may read.
+    pub image_dirs: Vec<PathBuf>,
+}
+
+impl Default for Qemu {
+    fn default() -> Self {
+        Self {
+            debian_images: "https://cloud.debian.org/images/cloud".to_owned(),
+            ubuntu_images: "https://cloud-images.ubuntu.com".to_owned(),
+            image_dirs: Vec::new(),
+        }
+    }
+}
+
 /// The gateway's own machine as the node `local`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -337,10 +363,26 @@ impl Config {
                 "give a number from 1048576 (1 MiB) to 1073741824 (1 GiB)",
             ));
         }
+        for (key, url) in [
+            ("qemu.debian_images", &self.qemu.debian_images),
+            ("qemu.ubuntu_images", &self.qemu.ubuntu_images),
+        ] {
+            if !url.starts_with("http://") && !url.starts_with("https://") {
+                return Err(Invalid::whole(
+                    file,
+                    format!("{key} is {url:?}, which is not an address of the web"),
+                    "give a URL that starts with https://, or http:// within your own network",
+                ));
+            }
+        }
+        let image_dirs = self.qemu.image_dirs.iter();
         for (key, path) in [
             ("state_dir", &self.state_dir),
             ("docker.socket", &self.docker.socket),
-        ] {
+        ]
+        .into_iter()
+        .chain(image_dirs.map(|path| ("qemu.image_dirs", path)))
+        {
             if !path.is_absolute() {
                 return Err(Invalid::whole(
                     file,

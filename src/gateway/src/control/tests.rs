@@ -82,6 +82,7 @@ impl Lab {
             agent_dir: Some(agents),
             state_dir: state_dir.clone(),
             docker_socket: dir.path().join("no-docker.sock"),
+            qemu: Default::default(),
             allow_host: true,
             node_key: PrivateKey::generate_ed25519("nodes").unwrap(),
             events: Events::default(),

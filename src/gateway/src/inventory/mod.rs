@@ -36,7 +36,7 @@ use crate::events::{Events, Happening};
 use crate::node::enroll;
 use crate::node::ssh::SshNode;
 use crate::node::{LocalNode, NodeTransport};
-use crate::provider::{Docker, Host, Providers};
+use crate::provider::{Docker, Host, Providers, Qemu, QemuSettings};
 use crate::store::{NodeRow, Store};
 
 /// Where a Docker engine listens unless something else was found.
@@ -56,6 +56,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The Docker engine's socket on the node `local`.
     pub docker_socket: PathBuf,
+    /// What the config says about machines of QEMU.
+    pub qemu: QemuSettings,
     /// Whether the node `local` allows provider host.
     pub allow_host: bool,
     /// What the operator has that may open a new node.
@@ -270,7 +272,7 @@ impl Inventory {
             Arc::new(LocalNode::new(settings.state_dir.clone()));
         Place {
             name: NodeName::local(),
-            providers: self.providers(&transport, settings.docker_socket.clone()),
+            providers: self.providers(&transport, settings.docker_socket.clone(), None),
             transport,
             ssh: None,
             allow_host: settings.allow_host,
@@ -289,7 +291,7 @@ impl Inventory {
             .to_owned();
         Ok(Place {
             name: row.name.clone(),
-            providers: self.providers(&transport, socket),
+            providers: self.providers(&transport, socket, Some(&probe)),
             transport,
             ssh: Some(ssh),
             allow_host: row.allow_host,
@@ -298,7 +300,12 @@ impl Inventory {
         })
     }
 
-    fn providers(&self, transport: &Arc<dyn NodeTransport>, docker_socket: PathBuf) -> Providers {
+    fn providers(
+        &self,
+        transport: &Arc<dyn NodeTransport>,
+        docker_socket: PathBuf,
+        probe: Option<&Probe>,
+    ) -> Providers {
         let settings = &self.0.settings;
         let gateway_id = settings.store.gateway_id().to_owned();
         let docker = Docker::new(
@@ -307,9 +314,16 @@ impl Inventory {
             gateway_id.clone(),
             settings.tracker.clone(),
         );
+        let qemu = Qemu::new(
+            Arc::clone(transport),
+            gateway_id.clone(),
+            settings.qemu.clone(),
+            probe.and_then(|probe| probe.kvm.clone()),
+        );
         let host = Host::new(Arc::clone(transport), gateway_id);
         Providers::from([
             (ProviderKind::Docker, Arc::new(docker) as _),
+            (ProviderKind::Qemu, Arc::new(qemu) as _),
             (ProviderKind::Host, Arc::new(host) as _),
         ])
     }

@@ -10,6 +10,8 @@ mod docker;
 mod error;
 mod host;
 mod image;
+mod log_file;
+mod qemu;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +28,7 @@ pub use docker::Docker;
 pub use error::ProviderError;
 pub use host::Host;
 pub use image::{ImageReference, InvalidImage};
+pub use qemu::{InvalidMachineImage, MachineImage, Mirrors, Qemu, QemuSettings};
 
 use crate::node::NodeTransport;
 use crate::workspace::{Found, ProgressSink, WorkspaceId};
@@ -50,10 +53,13 @@ pub struct Environment {
 /// How the agent of an environment that was made is to be told about it, and reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// The socket as the agent sees it.
+    /// The socket as the agent sees it, or what stands for a port
+    /// ([`vendetta_proto::agent::AgentConfig::listen`]).
     pub listen: PathBuf,
-    /// The socket as the node sees it.
+    /// The same as the node sees it.
     pub endpoint: Endpoint,
+    /// Where the agent keeps its services' logs; none: beside the socket.
+    pub log_dir: Option<PathBuf>,
     /// Working directory of sessions, as the agent sees it.
     pub workdir: PathBuf,
     /// User of sessions, as an image's USER is written; none: the agent's own.
@@ -110,6 +116,16 @@ pub type LogStream = BoxStream<'static, Result<Bytes, ProviderError>>;
 pub trait Provider: Send + Sync + std::fmt::Debug {
     /// Which one it is.
     fn kind(&self) -> ProviderKind;
+
+    /// How long an environment may take from its start until its agent answers.
+    fn ready_limit(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+
+    /// How long an environment may take to end before it is made to.
+    fn stop_grace(&self) -> Duration {
+        Duration::from_secs(10)
+    }
 
     /// Asks the engine whether it is there, and what it is.
     ///

@@ -24,6 +24,7 @@ use crate::agent::pool::Pool;
 use crate::events::Events;
 use crate::inventory::{self, Inventory, Node};
 use crate::node::{AgentAccess, NodeTransport};
+use crate::provider::QemuSettings;
 use crate::store::{Store, WorkspaceRow};
 
 pub use crate::provider::{Endpoint, LogOptions};
@@ -44,6 +45,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The Docker engine's socket on the node `local`.
     pub docker_socket: PathBuf,
+    /// What the config says about machines of QEMU.
+    pub qemu: QemuSettings,
     /// Whether the node `local` allows provider host.
     pub allow_host: bool,
     /// Opens nodes.
@@ -118,6 +121,7 @@ impl Workspaces {
             node_key: settings.node_key.clone(),
             state_dir: settings.state_dir.clone(),
             docker_socket: settings.docker_socket.clone(),
+            qemu: settings.qemu.clone(),
             allow_host: settings.allow_host,
             operator: inventory::operator(),
             events: settings.events.clone(),

@@ -1,10 +1,11 @@
 //! From what a project says and what the command line says to what is run.
 
 use vendetta_proto::spec::{AutoUp, ProjectConfig, ProviderKind, Remote};
+use vendetta_proto::value::ByteSize;
 use vendetta_proto::{NodeName, WorkspaceName};
 
 use super::{ErrorKind, WorkspaceError};
-use crate::provider::ImageReference;
+use crate::provider::{ImageReference, MachineImage};
 
 /// What the command line of `create` says; it wins over the project config.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -20,7 +21,7 @@ pub struct Overrides {
     /// `--cpu`, in cores.
     pub cpu: Option<f64>,
     /// `--memory`.
-    pub memory: Option<vendetta_proto::value::ByteSize>,
+    pub memory: Option<ByteSize>,
     /// `--env NAME=VALUE`, any number.
     pub env: Vec<(String, String)>,
     /// `--auto-up`.
@@ -204,11 +205,41 @@ fn check_provider(config: &ProjectConfig, provider: ProviderKind) -> Result<(), 
             Ok(())
         }
         ProviderKind::Host => Ok(()),
-        ProviderKind::Lxc | ProviderKind::Qemu => Err(refuse(format!(
+        ProviderKind::Qemu => check_qemu(config),
+        ProviderKind::Lxc => Err(refuse(format!(
             "provider {provider} is not built into this version"
         ))
-        .with_remedy("use provider docker or host")),
+        .with_remedy("use provider docker, qemu or host")),
     }
+}
+
+fn check_qemu(config: &ProjectConfig) -> Result<(), WorkspaceError> {
+    let Some(qemu) = &config.qemu else {
+        return Err(refuse("provider qemu needs an image")
+            .with_remedy("add --image IMAGE, or qemu: {image: IMAGE} to the config"));
+    };
+    MachineImage::parse(&qemu.image).map_err(|error| refuse(format!("qemu.image: {error}")))?;
+    if let Some(cpu) = qemu.cpu
+        && !(1..=512).contains(&cpu)
+    {
+        return Err(refuse(format!(
+            "qemu.cpu: {cpu} is not a number of processors between 1 and 512"
+        )));
+    }
+    let memory = qemu.memory.or(config.resources.memory);
+    for (key, size, least, most) in [
+        ("memory", memory, 128 << 20, 16 << 40),
+        ("disk", qemu.disk, 1 << 30, 64 << 40),
+    ] {
+        let Some(size) = size else { continue };
+        if !(least..=most).contains(&size.as_bytes()) {
+            let [least, most] = [least, most].map(ByteSize::from_bytes);
+            return Err(refuse(format!(
+                "qemu.{key}: {size} is not between {least} and {most}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn check_common(config: &ProjectConfig) -> Result<(), WorkspaceError> {
@@ -333,6 +364,28 @@ mod tests {
                 2,
             ),
             (serde_json::json!({"lxc": {"image": "x"}}), "lxc", 2),
+            (serde_json::json!({"provider": "qemu"}), "image", 2),
+            (serde_json::json!({"qemu": {"image": "x"}}), "qemu.image", 2),
+            (
+                serde_json::json!({"qemu": {"image": "debian:12", "cpu": 0}}),
+                "qemu.cpu",
+                2,
+            ),
+            (
+                serde_json::json!({"qemu": {"image": "debian:12", "memory": "64M"}}),
+                "qemu.memory",
+                2,
+            ),
+            (
+                serde_json::json!({"qemu": {"image": "debian:12"}, "resources": {"memory": "64M"}}),
+                "qemu.memory",
+                2,
+            ),
+            (
+                serde_json::json!({"qemu": {"image": "debian:12", "disk": "1M"}}),
+                "qemu.disk",
+                2,
+            ),
         ] {
             let error = resolve(json.clone()).unwrap_err();
             assert!(error.problem.contains(word), "{json}: {error}");

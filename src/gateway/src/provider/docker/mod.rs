@@ -124,6 +124,7 @@ impl Provider for Docker {
         Ok(Placement {
             listen: PathBuf::from(RUN).join("agent.sock"),
             endpoint: Endpoint::Unix(environment.run_dir.join("agent.sock")),
+            log_dir: None,
             workdir: PathBuf::from(WORKSPACE_DIR),
             user: environment.config.user.clone().or(container.user),
         })

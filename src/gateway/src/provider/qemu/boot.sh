@@ -6,6 +6,7 @@
 #
 # POSIX shell; runs in early boot, where little more than / is mounted.
 seed=$1
+trap 'cd /; umount -l "$seed" 2>/dev/null || true' EXIT
 # workspace_name, session_user
 . "$seed/settings" || exit 1
 export PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -127,5 +128,3 @@ cat "$agent" >/usr/local/bin/.vendetta-agent.new && chmod 755 /usr/local/bin/.ve
 (umask 077 && cat "$seed/agent.json" >/run/vendetta/agent.json) || exit 1
 say "starting the agent"
 if [ -d /run/systemd/system ]; then with_systemd; else without_systemd; fi
-cd /
-umount "$seed" 2>/dev/null || true
