@@ -164,6 +164,12 @@ impl Qemu {
             }
         };
         let downloaded = downloaded.await;
+        for left in [
+            format!(".part-{}", self.scratch),
+            format!(".part-{}.head", self.scratch),
+        ] {
+            node.remove_tree(&self.images().join(left)).await?;
+        }
         step.end(downloaded)
     }
 
@@ -307,7 +313,6 @@ impl Qemu {
         if output.status == Some(0) {
             return Ok(());
         }
-        node.remove_tree(Path::new(&part)).await?;
         Err(self.not_had(url, said(&output.stderr), REACH))
     }
 

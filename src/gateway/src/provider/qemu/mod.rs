@@ -354,8 +354,15 @@ impl Provider for Qemu {
 
     async fn destroy(&self, id: &WorkspaceId) -> Result<(), ProviderError> {
         self.stop(id, Duration::ZERO).await?;
-        let dir = self.machines.dir(id);
-        Ok(self.machines.node.remove_tree(&dir).await?)
+        let (node, dir) = (self.machines.node.as_ref(), self.machines.dir(id));
+        // The shell that waited for QEMU may still be writing how that ended.
+        for _ in 0..10 {
+            if node.remove_tree(&dir).await.is_ok() {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        Ok(node.remove_tree(&dir).await?)
     }
 
     async fn inspect(&self, id: &WorkspaceId) -> Result<Found, ProviderError> {

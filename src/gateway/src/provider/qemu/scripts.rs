@@ -205,13 +205,11 @@ if [ -n "$wanted" ]; then
     is=$("$program" <"$part" | cut -d' ' -f1)
     if [ "$is" != "$wanted" ]; then
         echo "its checksum is $is, not $wanted" >&2
-        rm -f "$part"
         exit 5
     fi
 fi
 sum=$(sha256sum <"$part" | cut -c1-64)
 chmod 400 "$part" && mv -f "$part" "$images/$sum" || exit 1
-rm -f "$part.head"
 echo "$sum" >"$images/index/.$$" && mv -f "$images/index/.$$" "$images/index/$key" || exit 1
 echo "$sum"
 "#;
