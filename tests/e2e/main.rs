@@ -10,6 +10,7 @@ mod lifecycle;
 mod login;
 mod multiplex;
 mod nodes;
+mod qemu;
 mod relay;
 mod scale;
 mod serve;

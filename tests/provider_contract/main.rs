@@ -61,7 +61,6 @@ mod of {
         what_was_stopped_starts_again_with_its_disk,
         another_generation_replaces_the_environment_and_keeps_the_disk,
         destroyed_while_running_leaves_nothing,
-        the_environments_of_another_gateway_are_not_ours,
         what_ends_by_itself_is_reported,
         a_start_or_stop_by_anybody_is_reported,
         its_log_is_read_whole_by_its_last_lines_and_as_it_grows,

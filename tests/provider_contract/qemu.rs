@@ -10,7 +10,7 @@ use vendetta::provider::run_dir;
 use vendetta::provider::{
     Context, Environment, Mirrors, Provider, ProviderError, Qemu, QemuSettings,
 };
-use vendetta::workspace::{ProgressSink, WorkspaceId};
+use vendetta::workspace::{Found, ProgressSink, WorkspaceId};
 use vendetta_proto::spec::{Accel, ProjectConfig, QemuConfig};
 use vendetta_tests::{Run, sha256};
 
@@ -370,6 +370,20 @@ async fn a_download_that_is_no_longer_wanted_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_machines_of_another_gateway_are_not_ours() {
+    let bench = Bench::new();
+    let disk = bench.disk("disk.qcow2", &["-f", "qcow2"], "1G");
+    let environment = bench.environment(disk.to_str().unwrap());
+    bench.create(&environment).await.unwrap();
+    let node = Arc::clone(&bench.node) as Arc<dyn NodeTransport>;
+    let stranger = Qemu::new(node, "them".to_owned(), QemuSettings::default(), None);
+    assert!(stranger.list().await.unwrap().is_empty());
+    let found = stranger.inspect(&environment.id).await.unwrap();
+    assert_eq!(found, Found::Absent);
+    assert_eq!(bench.provider.list().await.unwrap(), [environment.id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_cannot_start_says_why() {
     let bench = Bench::new();
     let disk = bench.disk("disk.qcow2", &["-f", "qcow2"], "1G");
@@ -381,7 +395,7 @@ async fn a_machine_that_cannot_start_says_why() {
     let error = bench.provider.start(&environment).await.unwrap_err();
     assert!(error.to_string().contains("/nonexistent"), "{error}");
     let found = bench.provider.inspect(&environment.id).await.unwrap();
-    assert_eq!(found, vendetta::workspace::Found::Stopped);
+    assert_eq!(found, Found::Stopped);
     bench.provider.destroy(&environment.id).await.unwrap();
     assert!(!environment.run_dir.exists());
 }

@@ -78,7 +78,8 @@ if [ "$(cat machine.json 2>/dev/null)" != "$marker" ]; then
     fi
     write machine.json "$marker" || exit 1
 fi
-taken=" $(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | cut -d: -f3 | cut -c1-4 | sort -u | tr '\n' ' ')"
+# Ports that somebody listens at (state 0A).
+taken=" $(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep ' 0A ' | cut -d: -f3 | cut -c1-4 | sort -u | tr '\n' ' ')"
 free() { case $taken in *" $(printf %04X "$1") "*) return 1 ;; esac; }
 port=
 [ ! -s port ] || read -r port <port

@@ -1,0 +1,181 @@
+//! Workspaces that are virtual machines. Each boots some, emulated: few tests, long ones.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use vendetta_tests::{BOOT, Gateway, MachineImage, Process, Run, eventually, random_bytes};
+
+fn config(image: &Path, more: &str) -> String {
+    format!(
+        "provider: qemu\nqemu: {{image: \"{}\", cpu: 1, memory: 256M, disk: 2G, accel: tcg}}\n{more}",
+        image.display()
+    )
+}
+
+/// A control command that a machine boots or shuts down in.
+fn slow(gateway: &Gateway, command: &str) -> Run {
+    gateway.control(command).limit(2 * BOOT)
+}
+
+/// The processes of this gateway's machines.
+fn machines(gateway: &Gateway) -> Vec<Process> {
+    Process::with_argument(&gateway.state_dir().join("w").display().to_string())
+}
+
+/// QEMU's own process of the only machine, by its pid file.
+fn qemu(gateway: &Gateway) -> Process {
+    let workspaces = fs::read_dir(gateway.state_dir().join("w")).expect("a folder");
+    let mut pids = workspaces.flatten().map(|entry| entry.path().join("pid"));
+    let pid = fs::read_to_string(pids.next().expect("a machine")).expect("its pid file");
+    Process(pid.trim().parse().expect("a pid"))
+}
+
+#[test]
+fn a_machine_lives_from_create_to_destroy_and_keeps_what_it_should() {
+    let gateway = Gateway::builder().start();
+    let image = MachineImage::Small.path();
+    // Nothing but flags: the accelerator is found out.
+    let flags = format!("--provider qemu --image {} --memory 256M", image.display());
+    gateway
+        .control(&format!("workspace create vm {flags} --user ada"))
+        .ok();
+    assert_eq!(gateway.state("vm"), "created");
+    slow(&gateway, "workspace up vm").ok();
+    // A user whom the image does not have, and the disk that is theirs.
+    let who = gateway
+        .exec("vm", "id -un; pwd; stat -c %U .; hostname")
+        .ok();
+    assert_eq!(who.text(), "ada\n/workspace\nada\nvm");
+
+    let scp = || gateway.admin().tool("scp").arg("-q");
+    let (there, back) = (
+        gateway.scratch().join("there"),
+        gateway.scratch().join("back"),
+    );
+    let data = random_bytes(1, 3 << 20);
+    fs::write(&there, &data).expect("a file");
+    scp().arg(&there).arg("vm@gateway:file").ok();
+    scp().arg("vm@gateway:/workspace/file").arg(&back).ok();
+    assert!(
+        fs::read(&back).expect("the file") == data,
+        "it changed on its way"
+    );
+
+    // What the machine listens at is reached through the session alone.
+    gateway
+        .exec(
+            "vm",
+            "setsid -f socat TCP-LISTEN:7000,fork SYSTEM:'echo from inside' >/dev/null 2>&1",
+        )
+        .ok();
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let port = free.expect("a free port").port();
+    let forward = format!("{port}:localhost:7000");
+    let tunnel = gateway
+        .admin()
+        .tool("ssh")
+        .args(["-N", "-L", &forward, "vm@gateway"]);
+    let tunnel = tunnel.limit(BOOT).spawn();
+    let mut said = String::new();
+    eventually("the forward leads inside", || {
+        said.clear();
+        TcpStream::connect(("127.0.0.1", port))
+            .and_then(|mut stream| {
+                stream.write_all(b"\n")?;
+                stream.read_to_string(&mut said)
+            })
+            .is_ok_and(|length| length > 0)
+    });
+    assert_eq!(said.trim(), "from inside");
+    drop(tunnel);
+
+    gateway
+        .exec("vm+root", "echo root >/root/file && sync")
+        .ok();
+    slow(&gateway, "workspace down vm").ok();
+    assert_eq!(gateway.state("vm"), "stopped");
+    assert!(machines(&gateway).is_empty());
+    slow(&gateway, "workspace up vm").ok();
+    let files = "stat -c %s /workspace/file; cat /root/file 2>&1";
+    assert_eq!(
+        gateway.exec("vm+root", files).ok().text(),
+        format!("{}\nroot", data.len())
+    );
+
+    slow(&gateway, "workspace rebuild vm").ok();
+    let rebuilt = gateway.exec("vm+root", files).finish().exits(1);
+    assert!(
+        rebuilt.text().starts_with(&data.len().to_string()),
+        "{rebuilt}"
+    );
+
+    gateway.control("workspace destroy vm --yes").ok();
+    assert!(machines(&gateway).is_empty());
+    let left = fs::read_dir(gateway.state_dir().join("w")).expect("a folder");
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn a_machine_outlives_its_gateway_and_its_sudden_end_is_told() {
+    let mut gateway = Gateway::builder().start();
+    gateway.create("vm", &config(&MachineImage::Small.path(), ""));
+    slow(&gateway, "workspace up vm").ok();
+    let boot = "cat /proc/sys/kernel/random/boot_id";
+    let before = gateway.exec("vm", boot).ok().text();
+    gateway
+        .exec("vm", "echo kept >/workspace/file && sync")
+        .ok();
+    gateway.kill();
+    gateway.start();
+    assert_eq!(
+        gateway.exec("vm", boot).ok().text(),
+        before,
+        "it is the same machine"
+    );
+    let log = gateway.control("workspace logs vm").ok();
+    assert!(log.text().contains("starting the agent"), "{log}");
+
+    qemu(&gateway).signal(Signal::SIGKILL);
+    eventually("the end is seen", || gateway.state("vm") == "stopped");
+    let status = gateway.control("workspace status vm --json").ok().json();
+    let note = status["workspace"]["note"]
+        .as_str()
+        .expect("a note")
+        .to_owned();
+    assert!(note.contains("by itself") && note.contains("137"), "{note}");
+    // The last that its console said.
+    assert!(note.contains("vendetta_agent"), "{note}");
+    slow(&gateway, "workspace up vm").ok();
+    let now = gateway.exec("vm", &format!("cat file; {boot}")).ok().text();
+    assert!(now.starts_with("kept\n") && !now.contains(&before), "{now}");
+
+    // A system that shuts down by itself ends its workspace too.
+    gateway.exec("vm", "setsid -f busybox poweroff").ok();
+    eventually("the end is seen", || gateway.state("vm") == "stopped");
+    assert!(machines(&gateway).is_empty());
+}
+
+#[test]
+fn the_cloud_image_of_a_distribution_needs_nothing_of_ours() {
+    let gateway = Gateway::builder().start();
+    gateway.create(
+        "vm",
+        &config(&MachineImage::Cloud.path(), "user: ada\n").replace("256M", "512M"),
+    );
+    slow(&gateway, "workspace up vm").ok();
+    let who = gateway
+        .exec("vm", "id -un; pwd; hostname; sudo -n id -un")
+        .ok();
+    assert_eq!(who.text(), "ada\n/workspace\nvm\nroot");
+    gateway.exec("vm", "echo kept >file").ok();
+    // Its own disk has been given the room that the config says.
+    let size = gateway.exec("vm", "cat /sys/block/vda/size").ok().text();
+    assert_eq!(size, ((2_u64 << 30) / 512).to_string());
+    slow(&gateway, "workspace down vm").ok();
+    slow(&gateway, "workspace up vm").ok();
+    assert_eq!(gateway.exec("vm", "cat file").ok().text(), "kept");
+    gateway.control("workspace destroy vm --yes").ok();
+}
