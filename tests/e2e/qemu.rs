@@ -163,7 +163,8 @@ fn the_cloud_image_of_a_distribution_needs_nothing_of_ours() {
     let gateway = Gateway::builder().start();
     gateway.create(
         "vm",
-        &config(&MachineImage::Cloud.path(), "user: ada\n").replace("256M", "512M"),
+        &config(&MachineImage::Cloud.path(), "user: ada\n")
+            .replace("cpu: 1, memory: 256M", "cpu: 2, memory: 512M"),
     );
     slow(&gateway, "workspace up vm").ok();
     let who = gateway
