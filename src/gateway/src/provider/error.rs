@@ -67,6 +67,11 @@ impl ProviderError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Unavailable { remedy, .. } | Self::Engine { remedy, .. } => remedy.clone(),
+            // A path, which only a machine's disk has.
+            Self::NoImage { image, .. } if image.starts_with('/') => Some(
+                "give the path of a disk image on the node, a URL, or a name such as debian:12"
+                    .to_owned(),
+            ),
             Self::NoImage { image, .. } => Some(format!(
                 "check the name, or bring the image to the node: docker pull {image}"
             )),

@@ -78,7 +78,7 @@ impl Qemu {
             match image {
                 MachineImage::Path(path) => {
                     let step = context.progress.step(format!("image {image}"));
-                    step.end(self.keep_path(path).await)
+                    step.end(self.keep_path(image, path).await)
                 }
                 _ => self.keep_published(image, context).await,
             }
@@ -87,29 +87,49 @@ impl Qemu {
             kept = work => kept?,
             () = context.cancel.cancelled() => return Err(ProviderError::Cancelled),
         };
-        self.examine(image, self.images().join(digest)).await
+        let path = self.images().join(digest);
+        match self.examine(image, &path.display().to_string()).await {
+            Ok((format, size)) => Ok(Base { path, format, size }),
+            Err(error) => {
+                if matches!(error, ProviderError::Refused { .. }) {
+                    self.machines.node.remove_tree(&path).await?;
+                }
+                Err(error)
+            }
+        }
     }
 
     fn images(&self) -> PathBuf {
         self.machines.node.state_dir().join("images")
     }
 
-    async fn keep_path(&self, path: &Path) -> Result<String, ProviderError> {
+    async fn keep_path(&self, image: &MachineImage, path: &Path) -> Result<String, ProviderError> {
         let node = self.machines.node.as_ref();
-        let allowed = self.settings.image_dirs.iter().map(PathBuf::as_path);
-        let own = self.images();
-        let arguments = [own.as_path(), node.state_dir(), path];
-        let arguments = arguments.into_iter().chain(allowed);
-        let arguments = arguments.map(|path| path.display().to_string());
+        let path = self.find(path).await?;
+        // Before it is copied: it may be anything, of any length.
+        self.examine(image, &path).await?;
+        let arguments = [self.images().display().to_string(), path];
         let kept = machines::run(node, scripts::KEEP_PATH, arguments, COPY_LIMIT).await?;
         match kept.status {
             Some(0) => digest(&kept.stdout)
                 .ok_or_else(|| failed(node, "keep image", "it has no SHA-256".to_owned())),
-            Some(scripts::NO_FILE) => Err(ProviderError::Refused {
-                operation: "read qemu.image",
+            _ => Err(failed(node, "keep image", said(&kept.stderr))),
+        }
+    }
+
+    /// Where a file really is, when it may be an image.
+    async fn find(&self, path: &Path) -> Result<String, ProviderError> {
+        let node = self.machines.node.as_ref();
+        let allowed = self.settings.image_dirs.iter().map(PathBuf::as_path);
+        let arguments = [node.state_dir(), path].into_iter().chain(allowed);
+        let arguments = arguments.map(|path| path.display().to_string());
+        let found = machines::run(node, scripts::FIND_PATH, arguments, LIMIT).await?;
+        match found.status {
+            Some(0) => Ok(String::from_utf8_lossy(&found.stdout).into_owned()),
+            Some(scripts::NO_FILE) => Err(ProviderError::NoImage {
+                image: path.display().to_string(),
                 problem: format!(
-                    "{} is no file that can be read on node {}",
-                    path.display(),
+                    "there is no such file that can be read on node {}",
                     node.name()
                 ),
             }),
@@ -120,7 +140,7 @@ impl Qemu {
                     path.display()
                 ),
             }),
-            _ => Err(failed(node, "keep image", said(&kept.stderr))),
+            _ => Err(failed(node, "find image", said(&found.stderr))),
         }
     }
 
@@ -316,25 +336,22 @@ impl Qemu {
         Err(self.not_had(url, said(&output.stderr), REACH))
     }
 
-    /// Looks what a kept file is. What names other files of the node, or is no disk
+    /// Looks what a file of the node is. What names other files of the node, or is no disk
     /// at all, would show them to whoever is in the machine.
-    async fn examine(&self, image: &MachineImage, path: PathBuf) -> Result<Base, ProviderError> {
+    async fn examine(
+        &self,
+        image: &MachineImage,
+        path: &str,
+    ) -> Result<(Format, u64), ProviderError> {
         let node = self.machines.node.as_ref();
-        let argument = path.display().to_string();
-        let output = machines::run(node, scripts::EXAMINE, [argument], LIMIT).await?;
+        let output = machines::run(node, scripts::EXAMINE, [path.to_owned()], LIMIT).await?;
         if output.status != Some(0) {
             return Err(failed(node, "examine image", said(&output.stderr)));
         }
-        match judge(&String::from_utf8_lossy(&output.stdout)) {
-            Ok((format, size)) => Ok(Base { path, format, size }),
-            Err(problem) => {
-                node.remove_tree(&path).await?;
-                Err(ProviderError::Refused {
-                    operation: "read qemu.image",
-                    problem: format!("{image}: {problem}"),
-                })
-            }
-        }
+        judge(&String::from_utf8_lossy(&output.stdout)).map_err(|problem| ProviderError::Refused {
+            operation: "read qemu.image",
+            problem: format!("{image}: {problem}"),
+        })
     }
 
     fn not_had(&self, url: &str, problem: String, remedy: &str) -> ProviderError {
@@ -354,7 +371,7 @@ const REACH: &str = "check that the node reaches it, or give the image by a path
 /// curl, which follows redirections to nothing but HTTP, and gives up when nothing comes.
 fn curl(url: &str) -> Vec<String> {
     let options = "curl -fsSL --proto =http,https --proto-redir =http,https --connect-timeout 30 \
-                   --speed-limit 1 --speed-time 60 --retry 3";
+                   --speed-limit 1 --speed-time 60 --retry 3 --max-filesize 68719476736";
     let mut argv: Vec<_> = options.split_whitespace().map(str::to_owned).collect();
     argv.extend(["--url".to_owned(), url.to_owned()]);
     argv

@@ -230,8 +230,14 @@ impl Provider for Qemu {
             problem: error.to_string(),
         })?;
         self.tools().await?;
-        self.accelerator(qemu.and_then(|qemu| qemu.accel).unwrap_or_default())
-            .await?;
+        let accel = qemu.and_then(|qemu| qemu.accel).unwrap_or_default();
+        if accel == Accel::Tcg || self.kvm.initialized() {
+            self.accelerator(accel).await?;
+        } else {
+            // Where KVM hangs, that takes some seconds to be seen.
+            let step = context.progress.step("look whether KVM works");
+            step.end(self.accelerator(accel).await)?;
+        }
         let there = self.machines.look(id).await?;
         let generation = there.and_then(|machine| machine.generation);
         let is_there = generation == Some(environment.generation);

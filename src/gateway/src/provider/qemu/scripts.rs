@@ -158,21 +158,20 @@ done
 exit 0
 "#;
 
-/// The exit status with which [`KEEP_PATH`] says that there is no such file.
+/// The exit status with which [`FIND_PATH`] says that there is no such file.
 pub(super) const NO_FILE: i32 = 3;
 
-/// The exit status with which [`KEEP_PATH`] says that the file may not be used.
+/// The exit status with which [`FIND_PATH`] says that the file may not be used.
 pub(super) const NOT_ALLOWED: i32 = 4;
 
 /// The exit status with which [`KEEP_DOWNLOAD`] says that the file is another one.
 pub(super) const OTHER_CHECKSUM: i32 = 5;
 
-/// `sh -c … IMAGES STATE_DIR PATH ALLOWED…`: keeps a copy of a file of the node under
-/// its SHA-256, unless it is kept already, and prints that. The index remembers a
-/// file by where and how it is, so that it is not read again each time.
-pub(super) const KEEP_PATH: &str = r#"
-images=$1 state=$(readlink -f -- "$2") path=$(readlink -f -- "$3") given=$3
-shift 3
+/// `sh -c … STATE_DIR PATH ALLOWED…`: prints where a file of the node really is, when
+/// it may be an image.
+pub(super) const FIND_PATH: &str = r#"
+state=$(readlink -f -- "$1") path=$(readlink -f -- "$2")
+shift 2
 [ -f "$path" ] && [ -r "$path" ] || exit 3
 # What is ours is not for others: disks of workspaces, keys of agents.
 case $path in "$state"/*) exit 4 ;; esac
@@ -182,6 +181,14 @@ for dir; do
     case $path in "${dir%/}"/*) allowed=1 ;; esac
 done
 [ "$allowed" = 1 ] || exit 4
+printf '%s' "$path"
+"#;
+
+/// `sh -c … IMAGES PATH`: keeps a copy of a file of the node under its SHA-256, unless
+/// it is kept already, and prints that. The index remembers a file by where and how
+/// it is, so that it is not read again each time.
+pub(super) const KEEP_PATH: &str = r#"
+images=$1 path=$2
 umask 077
 mkdir -p "$images/index" || exit 1
 key=$({ printf '%s\n' "$path"; stat -L -c '%d %i %s %Y' -- "$path"; } | sha256sum | cut -c1-64)
@@ -249,7 +256,15 @@ mod tests {
     #[test]
     fn every_script_is_one_that_every_shell_parses() {
         let scripts = [look(), make(), launch(), kill()];
-        let others = [TOOLS, KEEP_PATH, KEEP_DOWNLOAD, PREPARE, PROGRESS, EXAMINE];
+        let others = [
+            TOOLS,
+            FIND_PATH,
+            KEEP_PATH,
+            KEEP_DOWNLOAD,
+            PREPARE,
+            PROGRESS,
+            EXAMINE,
+        ];
         for script in scripts.iter().map(String::as_str).chain(others) {
             for shell in ["sh", "bash"] {
                 let checked = Command::new(shell).args(["-n", "-c", script]).output();
