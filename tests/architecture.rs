@@ -13,6 +13,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("events", &[]),
     ("memory", &[]),
+    ("ports", &["agent", "store", "workspace"]),
     ("metrics", &["inventory", "workspace"]),
     ("node", &[]),
     ("store", &["access", "workspace"]),
@@ -39,6 +40,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "events",
             "inventory",
             "node",
+            "ports",
             "provider",
             "store",
         ],
@@ -67,11 +69,17 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("bollard", &["provider"]),
     ("fatfs", &["provider"]),
     ("hyper", &["metrics", "provider"]),
+    ("tokio_tungstenite", &["provider"]),
+    ("procfs", &["ports"]),
     ("prometheus_client", &["metrics"]),
     ("qapi", &["provider"]),
     ("rusqlite", &["store"]),
     ("termwiz", &["control"]),
     ("clap", &["access", "cli", "control", "main"]),
+    ("serde_saphyr", &["config"]),
+    ("jsonc_parser", &["config"]),
+    ("globset", &["config"]),
+    ("flate2", &["config"]),
 ];
 
 /// What each crate may depend on of this workspace, in programs and libraries.

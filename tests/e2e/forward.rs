@@ -8,15 +8,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use vendetta_tests::{Agent, Gateway, PATIENCE, Run, Running, eventually, random_bytes};
+use vendetta_tests::{Agent, Gateway, PATIENCE, Run, Running, eventually, free_port, random_bytes};
 
 const MIB: usize = 1024 * 1024;
-
-/// A port of this machine that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    listener.local_addr().expect("its address").port()
-}
 
 /// Sends `data` over a fresh connection, half-closes it, and reads to the end.
 fn exchange<S: Sync>(stream: &S, data: &[u8], half_close: impl FnOnce()) -> Vec<u8>

@@ -2,18 +2,25 @@
 //! container and the real OpenSSH clients. A module is a topic.
 
 mod bad_input;
+mod config;
 mod control;
 mod crash;
+mod devcontainer;
 mod forward;
+mod hooks;
+mod idle;
 mod lab;
 mod lifecycle;
 mod login;
+mod lxc;
 mod multiplex;
 mod nodes;
+mod ports;
 mod qemu;
 mod relay;
 mod scale;
 mod serve;
+mod services;
 mod session;
 mod transfer;
 mod users;

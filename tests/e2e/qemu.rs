@@ -6,13 +6,23 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use vendetta_tests::{BOOT, Gateway, MachineImage, Process, Run, eventually, random_bytes};
+use vendetta_tests::{BOOT, Gateway, MachineImage, Node, Process, Run, eventually, random_bytes};
 
 fn config(image: &Path, more: &str) -> String {
     format!(
         "provider: qemu\nqemu: {{image: \"{}\", cpu: 1, memory: 256M, disk: 2G, accel: tcg}}\n{more}",
         image.display()
     )
+}
+
+/// A gateway whose users may make machines of the tests' images.
+fn gateway(more: &str) -> Gateway {
+    let images = [MachineImage::Small, MachineImage::Cloud].map(|image| {
+        let folder = image.path().with_file_name("");
+        format!("{:?}", folder.display().to_string())
+    });
+    let config = format!("[qemu]\nimage_dirs = [{}]\n{more}", images.join(", "));
+    Gateway::builder().config(&config).start()
 }
 
 /// A control command that a machine boots or shuts down in.
@@ -35,7 +45,7 @@ fn qemu(gateway: &Gateway) -> Process {
 
 #[test]
 fn a_machine_lives_from_create_to_destroy_and_keeps_what_it_should() {
-    let gateway = Gateway::builder().start();
+    let gateway = gateway("");
     let image = MachineImage::Small.path();
     // Nothing but flags: the accelerator is found out.
     let flags = format!("--provider qemu --image {} --memory 256M", image.display());
@@ -120,7 +130,7 @@ fn a_machine_lives_from_create_to_destroy_and_keeps_what_it_should() {
 
 #[test]
 fn a_machine_outlives_its_gateway_and_its_sudden_end_is_told() {
-    let mut gateway = Gateway::builder().start();
+    let mut gateway = gateway("");
     gateway.create("vm", &config(&MachineImage::Small.path(), ""));
     slow(&gateway, "workspace up vm").ok();
     let boot = "cat /proc/sys/kernel/random/boot_id";
@@ -160,7 +170,7 @@ fn a_machine_outlives_its_gateway_and_its_sudden_end_is_told() {
 
 #[test]
 fn the_cloud_image_of_a_distribution_needs_nothing_of_ours() {
-    let gateway = Gateway::builder().start();
+    let gateway = gateway("");
     gateway.create(
         "vm",
         &config(&MachineImage::Cloud.path(), "user: ada\n")
@@ -172,6 +182,20 @@ fn the_cloud_image_of_a_distribution_needs_nothing_of_ours() {
         .ok();
     assert_eq!(who.text(), "ada\n/workspace\nvm\nroot");
     gateway.exec("vm", "echo kept >file").ok();
+    // What the system itself started is the workspace's too; the agent's own port is not.
+    let began = std::time::Instant::now();
+    loop {
+        let ports = gateway.control("workspace ports vm --json").ok().json();
+        let ports = ports["discovered"].as_array().expect("a list").clone();
+        assert!(ports.iter().all(|port| port["port"] != 7022), "{ports:?}");
+        let sshd = ports.iter().find(|port| port["port"] == 22);
+        if let Some(sshd) = sshd {
+            assert_eq!(sshd["program"], "sshd");
+            break;
+        }
+        assert!(began.elapsed() < BOOT, "{ports:?}");
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
     // Its own disk has been given the room that the config says.
     let size = gateway.exec("vm", "cat /sys/block/vda/size").ok().text();
     assert_eq!(size, ((2_u64 << 30) / 512).to_string());
@@ -179,4 +203,67 @@ fn the_cloud_image_of_a_distribution_needs_nothing_of_ours() {
     slow(&gateway, "workspace up vm").ok();
     assert_eq!(gateway.exec("vm", "cat file").ok().text(), "kept");
     gateway.control("workspace destroy vm --yes").ok();
+}
+
+/// With all that is done in an environment, and no network that leads out of it.
+#[test]
+fn a_machine_on_a_node_has_services_hooks_and_ports_and_reaches_nothing_when_it_is_isolated() {
+    let node = Node::start();
+    let image = "/var/lib/vendetta/images/small.qcow2";
+    let copy = format!("mkdir -p {} && cat >{image}", "/var/lib/vendetta/images");
+    let file = fs::File::open(MachineImage::Small.path()).expect("the image");
+    node.sh(&copy).stdin_file(file).ok();
+    let gateway = Gateway::builder()
+        .config("[qemu]\nnetwork = \"none\"\n")
+        .operator_key(node.user_key())
+        .start();
+    gateway
+        .control(&format!("node add n1 dev@{}", node.address()))
+        .ok();
+    let more = "\
+remote: {node: n1}
+workspace_folder: /srv/work
+env: {WORD: \"from inside\"}
+hooks: {create: \"echo create >>hooks\", up: \"echo up >>hooks\"}
+services:
+  web:
+    command: \"exec socat TCP-LISTEN:8000,fork,reuseaddr SYSTEM:'echo $WORD'\"
+    port: 8000
+    health_check: {tcp: 8000}
+";
+    gateway.create("vm", &config(Path::new(image), more));
+    slow(&gateway, "workspace up vm").ok();
+    let said = gateway.exec("vm", "pwd; cat hooks").ok();
+    assert_eq!(said.text(), "/srv/work\ncreate\nup");
+    let ports = gateway.control("workspace ports vm --json").ok().json();
+    let port = ports["mapped"][0]["host_port"].as_u64().expect("a port");
+    let address = (
+        gateway.ports_address(),
+        u16::try_from(port).expect("a port"),
+    );
+    let mut said = String::new();
+    TcpStream::connect(address)
+        .and_then(|mut stream| stream.read_to_string(&mut said))
+        .expect("what the service says");
+    assert_eq!(said, "from inside\n");
+
+    // It is there for a program of the node, and not for the machine.
+    node.sh(
+        "setsid -f socat TCP-LISTEN:8099,bind=127.0.0.1,fork SYSTEM:'echo secret' >/dev/null 2>&1",
+    )
+    .ok();
+    eventually("the node's port is open", || {
+        let said = node.sh("socat -u TCP:127.0.0.1:8099 -").finish();
+        said.text() == "secret"
+    });
+    let reach = "socat -u TCP:10.0.2.2:8099,connect-timeout=5 -";
+    let said = gateway.exec("vm", reach).finish().exits(1);
+    assert_eq!(said.text(), "");
+
+    slow(&gateway, "workspace down vm").ok();
+    slow(&gateway, "workspace up vm").ok();
+    let said = gateway.exec("vm", "cat hooks").ok();
+    assert_eq!(said.text(), "create\nup\nup");
+    gateway.control("workspace destroy vm --yes").ok();
+    assert_eq!(node.sh("pgrep -c qemu-system").finish().text(), "0");
 }

@@ -92,18 +92,19 @@ impl Engine {
         fixture("engine").arg("sh").args(args)
     }
 
-    /// Names of the containers and volumes that carry `label` (`key` or `key=value`), sorted.
+    /// Names of the containers, volumes and images that carry `label` (`key` or `key=value`), sorted.
     #[must_use]
     pub fn labelled(&self, label: &str) -> Vec<String> {
         labelled(|args| self.docker(args), label)
     }
 
-    /// Removes all containers and volumes that carry `label`.
+    /// Removes all containers, volumes and images that carry `label`.
     pub fn remove_labelled(&self, label: &str) {
         let names = self.labelled(label);
         for (kind, command) in [
             ("container ", ["rm", "--force"]),
             ("volume ", ["volume", "rm"]),
+            ("image ", ["rmi", "--force"]),
         ] {
             for name in names.iter().filter_map(|name| name.strip_prefix(kind)) {
                 let _ = self.docker(&command).arg(name).finish();
@@ -112,7 +113,7 @@ impl Engine {
     }
 }
 
-/// Names of the containers and volumes that carry `label` at the engine that `docker` asks.
+/// Names of the containers, volumes and images that carry `label` at the engine that `docker` asks.
 pub(crate) fn labelled(docker: impl Fn(&[&str]) -> Run, label: &str) -> Vec<String> {
     let filter = format!("label={label}");
     let list = |args: &[&str], format| {
@@ -121,7 +122,9 @@ pub(crate) fn labelled(docker: impl Fn(&[&str]) -> Run, label: &str) -> Vec<Stri
     };
     let containers = list(&["ps", "--all"], "container {{.Names}}");
     let volumes = list(&["volume", "ls"], "volume {{.Name}}");
+    let images = list(&["images"], "image {{.Repository}}:{{.Tag}}");
     let names = containers.lines().chain(volumes.lines());
+    let names = names.chain(images.lines());
     let mut names: Vec<String> = names.map(str::to_owned).collect();
     names.sort();
     names

@@ -2,23 +2,25 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::{Agent, Client, Engine, PATIENCE, Process, Run, TOOLS, eventually};
+use crate::{Agent, Client, Engine, Lxc, LxcEngine, PATIENCE, Process, Run, TOOLS, eventually};
 
 /// How to start a gateway.
 #[derive(Debug, Default)]
 pub struct GatewayBuilder {
     config: String,
     engine: bool,
+    lxc: Option<Lxc>,
     allow_host: bool,
     operator_keys: Vec<PathBuf>,
     agent_keys: Vec<PathBuf>,
@@ -29,6 +31,13 @@ impl GatewayBuilder {
     #[must_use]
     pub fn docker(mut self) -> Self {
         self.engine = true;
+        self
+    }
+
+    /// Lets it use the Incus or LXD of the tests.
+    #[must_use]
+    pub fn lxc(mut self, engine: Lxc) -> Self {
+        self.lxc = Some(engine);
         self
     }
 
@@ -81,9 +90,16 @@ impl GatewayBuilder {
                 engine.socket().display()
             ));
         }
+        let lxc = self.lxc.map(LxcEngine::shared);
+        // One of the machine's own is nobody's business.
+        let socket = lxc.as_ref().map(|engine| engine.socket());
+        let socket = socket.unwrap_or_else(|| dir.path().join("no-lxc.sock"));
+        config.push_str(&format!("[lxc]\nsocket = \"{}\"\n", socket.display()));
         if self.allow_host {
             config.push_str("[local]\nallow_host = true\n");
         }
+        let ports = ports_address();
+        config.push_str(&format!("[ports]\nbind = \"{ports}\"\n"));
         fs::write(dir.path().join("vendetta.toml"), config).expect("writing the configuration");
         let admin = Client::new(&dir.path().join("admin"), 0, "");
         make_home(&dir.path().join("home"), &self.operator_keys);
@@ -91,26 +107,30 @@ impl GatewayBuilder {
         let mut gateway = Gateway {
             dir,
             engine,
+            lxc,
             agent,
             admin,
             child: None,
             address: None,
+            ports,
         };
         gateway.start();
         gateway
     }
 }
 
-/// A gateway. Dropped, it is killed, and its containers and volumes are removed;
+/// A gateway. Dropped, it is killed, and its containers, volumes and images are removed;
 /// dropped by a failing test, it shows the end of its log.
 #[derive(Debug)]
 pub struct Gateway {
     dir: TempDir,
     engine: Option<Arc<Engine>>,
+    lxc: Option<Arc<LxcEngine>>,
     agent: Option<Agent>,
     admin: Client,
     child: Option<Child>,
     address: Option<SocketAddr>,
+    ports: Ipv4Addr,
 }
 
 impl Gateway {
@@ -249,6 +269,22 @@ impl Gateway {
         self.address.expect("the gateway has been started")
     }
 
+    /// The address, its alone, of the ports that lead into its workspaces.
+    #[must_use]
+    pub fn ports_address(&self) -> IpAddr {
+        self.ports.into()
+    }
+
+    /// A port of [`Gateway::ports_address`] that was free a moment ago.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn free_port(&self) -> u16 {
+        let listener = TcpListener::bind((self.ports, 0)).expect("a free port");
+        listener.local_addr().expect("its address").port()
+    }
+
     /// The first administrator.
     #[must_use]
     pub fn admin(&self) -> &Client {
@@ -280,6 +316,16 @@ impl Gateway {
         self.engine
             .as_deref()
             .expect("the gateway was started with docker()")
+    }
+
+    /// The engine of [`GatewayBuilder::lxc`].
+    ///
+    /// # Panics
+    /// When it was started without.
+    #[must_use]
+    pub fn lxc(&self) -> &LxcEngine {
+        let engine = self.lxc.as_deref();
+        engine.expect("the gateway was started with lxc()")
     }
 
     /// Creates the workspace `name` of `image` and brings it up.
@@ -469,16 +515,26 @@ impl Gateway {
         self.dir.path().join("gateway.log")
     }
 
-    /// Names of the containers and volumes of this gateway at its engine.
+    /// Names of the containers, volumes and images of this gateway at its engine.
     #[must_use]
     pub fn resources(&self) -> Vec<String> {
         self.engine().labelled(&self.label())
     }
 
+    /// Names of the instances and volumes of this gateway at its Incus or LXD.
+    #[must_use]
+    pub fn lxc_resources(&self) -> Vec<String> {
+        self.lxc().labelled("user.vendetta.gateway", &self.id())
+    }
+
+    fn id(&self) -> String {
+        let id = fs::read_to_string(self.state_dir().join("id")).unwrap_or_default();
+        id.trim().to_owned()
+    }
+
     /// The label that every resource of this gateway carries.
     fn label(&self) -> String {
-        let id = fs::read_to_string(self.state_dir().join("id")).unwrap_or_default();
-        format!("vendetta.gateway={}", id.trim())
+        format!("vendetta.gateway={}", self.id())
     }
 }
 
@@ -504,6 +560,9 @@ impl Drop for Gateway {
         for agent in Process::with_argument(&workspaces) {
             agent.signal(Signal::SIGTERM);
         }
+        if let Some(engine) = &self.lxc {
+            engine.remove_labelled("user.vendetta.gateway", &self.id());
+        }
         if let Some(engine) = &self.engine {
             if failing {
                 for name in engine
@@ -522,6 +581,17 @@ impl Drop for Gateway {
             engine.remove_labelled(&self.label());
         }
     }
+}
+
+/// A loopback address that no other gateway of the tests has, so that none
+/// listens on a port that another one has given away.
+fn ports_address() -> Ipv4Addr {
+    static GATEWAYS: AtomicU8 = AtomicU8::new(0);
+    let number = GATEWAYS.fetch_add(1, Ordering::Relaxed);
+    // Process ids have up to 22 bits (proc(5), pid_max). 127.0.0.x stays
+    // everybody's, and the gateways of one test have three quarters of the rest.
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 64 * (1 + number % 3) + (high & 0x3f), middle, low)
 }
 
 /// Makes the operator's home with `keys` in its `.ssh`.

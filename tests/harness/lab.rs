@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::engine::labelled;
+use crate::lxc::{self, Lxc};
 use crate::run::fixture;
 use crate::{PATIENCE, Run, Running};
 
@@ -113,6 +114,7 @@ impl Drop for Lab {
 #[derive(Debug, Clone, Default)]
 pub struct NodeBuilder {
     args: Vec<String>,
+    lxc: Option<Lxc>,
 }
 
 impl NodeBuilder {
@@ -126,6 +128,14 @@ impl NodeBuilder {
     #[must_use]
     pub fn docker(self) -> Self {
         self.option(&["docker"])
+    }
+
+    /// With Incus or LXD, which has the image busybox. Without, the node has no program
+    /// of either.
+    #[must_use]
+    pub fn lxc(mut self, engine: Lxc) -> Self {
+        self.lxc = Some(engine);
+        self.option(&[engine.word()])
     }
 
     /// With a key of the engine's daemon.json: `"live-restore": true`.
@@ -199,7 +209,12 @@ impl NodeBuilder {
         let address = address
             .parse()
             .unwrap_or_else(|error| panic!("no address: {address:?}: {error}"));
-        Node { lab, name, address }
+        Node {
+            lab,
+            name,
+            address,
+            lxc: self.lxc,
+        }
     }
 }
 
@@ -226,7 +241,7 @@ pub struct Passed {
     pub dropped: u64,
 }
 
-/// A machine of the lab. Users are root, dev (who may use Docker) and alone (who
+/// A machine of the lab. Users are root, dev (who may use its engines) and alone (who
 /// may not). Dropped, it is gone; dropped by a failing test, it shows the end of
 /// its sshd's and dockerd's logs.
 #[derive(Debug)]
@@ -234,6 +249,7 @@ pub struct Node {
     lab: Arc<Lab>,
     name: String,
     address: Ipv4Addr,
+    lxc: Option<Lxc>,
 }
 
 impl Node {
@@ -306,6 +322,22 @@ impl Node {
     #[must_use]
     pub fn docker(&self, args: &[&str]) -> Run {
         self.run(&["docker"]).args(args)
+    }
+
+    /// `incus ARGS…` or `lxc ARGS…` in it as root, not through its sshd.
+    ///
+    /// # Panics
+    /// When it has neither.
+    #[must_use]
+    pub fn lxc(&self, args: &[&str]) -> Run {
+        let engine = self.lxc.expect("a node with Incus or LXD");
+        self.run(&[engine.client()]).args(args)
+    }
+
+    /// Names of the instances and volumes of its Incus or LXD with a label, sorted.
+    #[must_use]
+    pub fn lxc_labelled(&self, key: &str, value: &str) -> Vec<String> {
+        lxc::labelled(|args| self.lxc(args), key, value)
     }
 
     /// Names of the containers and volumes of its engine that carry `label` (`key`
@@ -419,6 +451,18 @@ impl Node {
         self.order("service", &["start", "dockerd"]).ok();
     }
 
+    /// Kills its Incus or LXD. Containers run on.
+    pub fn kill_lxc(&self) {
+        let engine = self.lxc.expect("a node with Incus or LXD");
+        self.order("service", &["kill", engine.word()]).ok();
+    }
+
+    /// Starts its Incus or LXD again.
+    pub fn start_lxc(&self) {
+        let engine = self.lxc.expect("a node with Incus or LXD");
+        self.order("service", &["start", engine.word()]).ok();
+    }
+
     /// Ends it as a power failure does: nobody on the network is told. What was on
     /// its disk stays, also what was never synced.
     pub fn power_off(&self) {
@@ -467,7 +511,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let tail = "tail -v -n 30 /var/log/sshd.log /var/log/dockerd.log 2>&1";
+            let tail = "tail -v -n 30 /var/log/{sshd,dockerd,incus,lxd}.log 2>&1";
             let logs = self.sh(tail).finish();
             let mut stderr = std::io::stderr();
             let _ = writeln!(

@@ -10,6 +10,7 @@ mod data;
 mod engine;
 mod gateway;
 mod lab;
+mod lxc;
 mod machine;
 mod process;
 mod run;
@@ -19,10 +20,12 @@ pub use data::{Seeded, hexadecimal, random_bytes, sha256};
 pub use engine::{BUSYBOX, Engine, TOOLS};
 pub use gateway::{Gateway, GatewayBuilder};
 pub use lab::{Lab, Link, Node, NodeBuilder, Passed};
+pub use lxc::{Lxc, LxcEngine};
 pub use machine::{BOOT, MachineImage};
 pub use process::Process;
 pub use run::{Finished, Run, Running};
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is over in a moment on an idle machine; a
@@ -42,6 +45,16 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A port of this machine's loopback that was free a moment ago.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("its address").port()
 }
 
 /// Whether the long forms of the tests are asked for (`VENDETTA_TEST_FULL=1`).

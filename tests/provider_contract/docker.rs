@@ -5,7 +5,9 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 use vendetta::node::LocalNode;
 use vendetta::provider::{Docker, Provider, ProviderError};
-use vendetta_proto::spec::DockerConfig;
+use vendetta::workspace::Progress;
+use vendetta_proto::spec::{Build, DockerConfig};
+use vendetta_tests::{Engine, Run, TOOLS, eventually};
 
 use crate::subject::Subject;
 
@@ -31,9 +33,7 @@ async fn an_engine_that_is_not_there_is_named_with_the_remedy() {
 async fn an_image_that_cannot_be_had_is_an_error_and_leaves_nothing() {
     let subject = Subject::docker();
     let mut environment = subject.environment();
-    environment.config.docker = Some(DockerConfig {
-        image: "localhost:1/no/such-image:v1".to_owned(),
-    });
+    environment.config.docker = Some(DockerConfig::from_image("localhost:1/no/such-image:v1"));
     subject.node.make_dir(&environment.run_dir).await.unwrap();
     let context = subject.context();
     let error = subject
@@ -59,9 +59,7 @@ async fn a_pull_that_is_no_longer_wanted_is_given_up() {
     // A registry that accepts and never answers.
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = mute.local_addr().unwrap().port();
-    environment.config.docker = Some(DockerConfig {
-        image: format!("localhost:{port}/mute"),
-    });
+    environment.config.docker = Some(DockerConfig::from_image(format!("localhost:{port}/mute")));
     subject.node.make_dir(&environment.run_dir).await.unwrap();
     let context = subject.context();
     context.cancel.cancel();
@@ -127,4 +125,94 @@ async fn a_fresh_disk_belongs_to_the_user_of_the_config_and_a_used_one_stays_as_
     environment.generation = 2;
     let placement = subject.up(&environment).await;
     assert_eq!(subject.says(&placement, "stat -c %U . mine"), "root\ndev");
+}
+
+/// An archive with a Dockerfile of these lines after its FROM.
+fn context(subject: &Subject, lines: &str) -> std::path::PathBuf {
+    let dir = subject.scratch().join("context");
+    std::fs::create_dir_all(&dir).unwrap();
+    let dockerfile = format!("FROM {TOOLS}\n{lines}\n");
+    std::fs::write(dir.join("Dockerfile"), dockerfile).unwrap();
+    let archive = subject.scratch().join("context.tar");
+    Run::new("tar")
+        .arg("-cf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(&dir)
+        .arg(".")
+        .ok();
+    archive
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_given_up_ends_and_can_be_done_again_and_leaves_nothing() {
+    let subject = Subject::docker();
+    let mut environment = subject.environment();
+    environment.config.docker = Some(DockerConfig {
+        build: Some(Build::default()),
+        ..DockerConfig::default()
+    });
+    let sleep = format!("sleep 600 # {}", environment.id);
+    environment.build_context = Some(context(&subject, &format!("RUN {sleep}")));
+    subject.node.make_dir(&environment.run_dir).await.unwrap();
+    let given_up = subject.context();
+    let create = subject.provider.create(&environment, &given_up);
+    let cancel = async {
+        let mut watch = given_up.progress.watch();
+        while let Some(progress) = watch.next().await {
+            if matches!(&progress, Progress::Started { step } if step.contains("sleep 600")) {
+                break;
+            }
+        }
+        given_up.cancel.cancel();
+    };
+    let (created, ()) = tokio::join!(create, cancel);
+    let error = created.unwrap_err();
+    assert!(matches!(error, ProviderError::Cancelled), "{error}");
+    eventually("the command of the build ends", || {
+        let engine = Engine::shared();
+        let list = engine.docker(&["ps", "--all", "--no-trunc", "--format", "{{.Command}}"]);
+        !list.ok().text().contains(&sleep)
+    });
+    environment.build_context = Some(context(&subject, "RUN echo built >/built"));
+    let placement = subject.up(&environment).await;
+    assert_eq!(subject.says(&placement, "cat /built"), "built");
+    assert_eq!(
+        subject.provider.list().await.unwrap(),
+        [environment.id.clone()]
+    );
+    subject.provider.destroy(&environment.id).await.unwrap();
+    assert_eq!(subject.provider.list().await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_a_container_is_found_and_removed() {
+    let subject = Subject::docker();
+    let mut environment = subject.environment();
+    environment.config.docker = Some(DockerConfig {
+        build: Some(Build::default()),
+        ..DockerConfig::default()
+    });
+    environment.build_context = Some(context(&subject, "RUN true"));
+    subject.up(&environment).await;
+    // As a crash in the middle of the removal leaves it.
+    let label = format!("label=vendetta.workspace={}", environment.id);
+    let engine = Engine::shared();
+    let ids = engine
+        .docker(&["ps", "-aq", "--filter", &label])
+        .ok()
+        .text();
+    engine.docker(&["rm", "--force", &ids]).ok();
+    let names = engine
+        .docker(&["volume", "ls", "-q", "--filter", &label])
+        .ok()
+        .text();
+    engine.docker(&["volume", "rm", &names]).ok();
+    assert_eq!(
+        subject.provider.list().await.unwrap(),
+        [environment.id.clone()]
+    );
+    assert_eq!(subject.stranger.list().await.unwrap(), []);
+    subject.provider.destroy(&environment.id).await.unwrap();
+    assert_eq!(subject.provider.list().await.unwrap(), []);
 }

@@ -7,21 +7,34 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use vendetta::node::ssh::{Address, Settings};
 use vendetta::node::{LocalNode, NodeTransport, SshNode};
-use vendetta::provider::Endpoint;
+use vendetta::provider::{Endpoint, LXC_SOCKETS};
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{Engine, Gateway, MachineImage, Node, Run};
+use vendetta_tests::{Engine, Gateway, LxcEngine, MachineImage, Node, Run};
 
 use crate::subject::Life;
 
-/// Login name of the gateway on a node of the lab: one who may use Docker and is not root.
+/// Login name of the gateway on a node of the lab: one who may use its engines and is not root.
 pub const USER: &str = "dev";
+
+/// Where images of machines are on a node unless its operator says otherwise.
+const IMAGES: &str = "/var/lib/vendetta/images";
 
 /// A machine, and the ways to look at it that do not lead through its transport.
 pub enum Machine {
-    /// The one that the tests run on, with the engine that they share.
-    Own(Option<Arc<Engine>>),
+    /// The one that the tests run on.
+    Own(Shared),
     /// One that is reached through ssh.
     Lab(Node),
+}
+
+/// The engine that tests share on their own machine.
+pub enum Shared {
+    /// None is needed.
+    Nothing,
+    /// Docker.
+    Docker(Arc<Engine>),
+    /// Incus or LXD.
+    Lxc(Arc<LxcEngine>),
 }
 
 impl Machine {
@@ -61,7 +74,16 @@ impl Machine {
 
     /// The image of small virtual machines there.
     pub fn image(&self) -> PathBuf {
-        self.have(&MachineImage::Small.path(), "/var/tmp/small.qcow2")
+        let there = Path::new(IMAGES).join("small.qcow2");
+        self.have(&MachineImage::Small.path(), &there.display().to_string())
+    }
+
+    /// The folder that it is in there.
+    pub fn images(&self) -> PathBuf {
+        match self {
+            Self::Own(_) => MachineImage::Small.path().with_file_name(""),
+            Self::Lab(_) => PathBuf::from(IMAGES),
+        }
     }
 
     /// Sees that a file of this machine is there, at `there` on a node.
@@ -69,18 +91,59 @@ impl Machine {
         let Self::Lab(node) = self else {
             return file.to_owned();
         };
-        let copy = r#"cat >"$1" && chmod 755 "$1""#;
+        let copy = r#"mkdir -p "${1%/*}" && cat >"$1" && chmod 755 "$1""#;
         node.run(&["sh", "-c", copy, "sh", there])
             .stdin_file(File::open(file).unwrap())
             .ok();
         PathBuf::from(there)
     }
 
-    /// The socket of its engine.
+    fn engine(&self) -> &Engine {
+        match self {
+            Self::Own(Shared::Docker(engine)) => engine,
+            _ => panic!("a machine with Docker"),
+        }
+    }
+
+    /// The socket of its Docker engine.
     pub fn docker_socket(&self) -> PathBuf {
         match self {
-            Self::Own(engine) => engine.as_ref().expect("an engine").socket(),
+            Self::Own(_) => self.engine().socket(),
             Self::Lab(_) => PathBuf::from("/var/run/docker.sock"),
+        }
+    }
+
+    /// The sockets of its Incus or LXD.
+    pub fn lxc_sockets(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Own(Shared::Lxc(engine)) => vec![engine.socket()],
+            _ => LXC_SOCKETS.map(PathBuf::from).to_vec(),
+        }
+    }
+
+    /// `incus ARGS…` or `lxc ARGS…` at its engine.
+    pub fn lxc(&self, args: &[&str]) -> Run {
+        match self {
+            Self::Own(Shared::Lxc(engine)) => engine.client(args),
+            Self::Own(_) => panic!("a machine with Incus or LXD"),
+            Self::Lab(node) => node.lxc(args),
+        }
+    }
+
+    /// Names of the instances and volumes of its Incus or LXD with a label.
+    pub fn lxc_labelled(&self, key: &str, value: &str) -> Vec<String> {
+        match self {
+            Self::Own(Shared::Lxc(engine)) => engine.labelled(key, value),
+            Self::Own(_) => panic!("a machine with Incus or LXD"),
+            Self::Lab(node) => node.lxc_labelled(key, value),
+        }
+    }
+
+    /// The node of the lab that it is.
+    pub fn node(&self) -> &Node {
+        match self {
+            Self::Lab(node) => node,
+            Self::Own(_) => panic!("a node of the lab"),
         }
     }
 
@@ -95,7 +158,7 @@ impl Machine {
     /// `docker ARGS…` at its engine.
     pub fn docker(&self, args: &[&str]) -> Run {
         match self {
-            Self::Own(engine) => engine.as_ref().expect("an engine").docker(args),
+            Self::Own(_) => self.engine().docker(args),
             Self::Lab(node) => node.docker(args),
         }
     }
@@ -103,7 +166,7 @@ impl Machine {
     /// Names of the containers and volumes of its engine that carry `label`.
     pub fn labelled(&self, label: &str) -> Vec<String> {
         match self {
-            Self::Own(engine) => engine.as_ref().expect("an engine").labelled(label),
+            Self::Own(_) => self.engine().labelled(label),
             Self::Lab(node) => node.labelled(label),
         }
     }

@@ -6,6 +6,7 @@
 //! provider can do wrong is in a module of its own.
 
 mod docker;
+mod lxc;
 mod machine;
 mod qemu;
 mod scenarios;
@@ -37,7 +38,9 @@ macro_rules! contract {
 mod of {
     use super::Subject;
 
-    contract!(docker, host, docker_on_node, host_on_node: {
+    contract!(
+        docker, host, docker_on_node, host_on_node,
+        lxc_on_incus, lxc_on_lxd, lxc_on_node_with_incus, lxc_on_node_with_lxd: {
         what_does_not_exist_is_absent_and_its_removal_is_no_error,
         what_was_made_twice_is_there_once_and_answers,
         what_was_stopped_starts_again_with_its_disk,
@@ -73,7 +76,7 @@ mod of {
         what_ends_by_itself_is_reported,
     });
 
-    contract!(docker_far_away, host_far_away: {
+    contract!(docker_far_away, host_far_away, lxc_far_away: {
         what_ends_by_itself_is_reported,
         destroyed_while_running_leaves_nothing,
     });

@@ -23,7 +23,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self::with(|_| QemuSettings::default())
+        Self::with(|dir| QemuSettings {
+            image_dirs: vec![dir.to_owned()],
+            ..QemuSettings::default()
+        })
     }
 
     fn with(settings: impl FnOnce(&Path) -> QemuSettings) -> Self {
@@ -64,6 +67,7 @@ impl Bench {
             accel: None,
         };
         Environment {
+            build_context: None,
             run_dir: run_dir(self.node.as_ref(), &id),
             id,
             name: "web".parse().unwrap(),
@@ -106,7 +110,7 @@ impl Bench {
     }
 
     fn kept(&self) -> Vec<String> {
-        let images = std::fs::read_dir(self.dir.path().join("state/images"));
+        let images = std::fs::read_dir(self.dir.path().join("state/base"));
         let names = images.into_iter().flatten().flatten();
         let mut names: Vec<_> = names
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -125,7 +129,7 @@ async fn an_image_is_kept_once_under_its_digest_whatever_becomes_of_its_file() {
     let info = bench.made(disk.to_str().unwrap()).await;
     // As large as the config says, on top of what is kept.
     assert_eq!(info["virtual-size"], 2_u64 << 30);
-    let kept = bench.dir.path().join("state/images").join(&digest);
+    let kept = bench.dir.path().join("state/base").join(&digest);
     assert_eq!(info["backing-filename"], kept.to_str().unwrap());
     assert_eq!(bench.kept(), [digest.as_str()]);
     bench.made(disk.to_str().unwrap()).await;
@@ -164,7 +168,7 @@ async fn what_would_show_a_file_of_the_node_in_a_machine_is_refused_and_not_kept
     // What is ours: another's disk, by its own path or by a link.
     let disk = bench.disk("disk.qcow2", &["-f", "qcow2"], "1G");
     bench.made(disk.to_str().unwrap()).await;
-    let own = bench.dir.path().join("state/images").join(&bench.kept()[0]);
+    let own = bench.dir.path().join("state/base").join(&bench.kept()[0]);
     let link = bench.dir.path().join("link.qcow2");
     std::os::unix::fs::symlink(&own, &link).unwrap();
     let list = bench.provider.list().await.unwrap();
@@ -179,7 +183,7 @@ async fn what_would_show_a_file_of_the_node_in_a_machine_is_refused_and_not_kept
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_may_be_confined_to_directories() {
+async fn an_image_is_in_one_of_the_folders_for_them_or_not_used() {
     let bench = Bench::with(|dir| QemuSettings {
         image_dirs: vec![dir.join("images")],
         ..QemuSettings::default()

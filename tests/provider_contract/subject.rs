@@ -13,15 +13,21 @@ use tokio_util::task::TaskTracker;
 use vendetta::node::Kvm;
 use vendetta::node::NodeTransport;
 use vendetta::provider::{
-    Context, Docker, Endpoint, Environment, Host, Placement, Provider, Qemu, QemuSettings, run_dir,
+    Context, Docker, Endpoint, Environment, Host, Lxc as LxcProvider, Placement, Provider, Qemu,
+    QemuSettings, run_dir,
 };
 use vendetta::workspace::{ProgressSink, WorkspaceId};
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
-use vendetta_proto::spec::{Accel, DockerConfig, ProjectConfig, ProviderKind, QemuConfig};
+use vendetta_proto::spec::{
+    Accel, DockerConfig, LxcConfig, ProjectConfig, ProviderKind, QemuConfig,
+};
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{BOOT, Engine, Node, PATIENCE, Process, Run, TOOLS};
+use vendetta_tests::{BOOT, Engine, Lxc, LxcEngine, Node, PATIENCE, Process, Run, TOOLS};
 
-use crate::machine::{Machine, USER};
+use crate::machine::{Machine, Shared, USER};
+
+/// The label of instances and volumes that names their workspace.
+const WORKSPACE_LABEL: &str = "user.vendetta.workspace";
 
 /// A provider with a node of its own.
 pub struct Subject {
@@ -49,11 +55,48 @@ pub struct Life {
 
 impl Subject {
     pub fn docker() -> Self {
-        Self::new(ProviderKind::Docker, Machine::Own(Some(Engine::shared())))
+        Self::new(
+            ProviderKind::Docker,
+            Machine::Own(Shared::Docker(Engine::shared())),
+        )
     }
 
     pub fn host() -> Self {
-        Self::new(ProviderKind::Host, Machine::Own(None))
+        Self::new(ProviderKind::Host, Machine::Own(Shared::Nothing))
+    }
+
+    pub fn lxc_on_incus() -> Self {
+        Self::lxc(Lxc::Incus)
+    }
+
+    pub fn lxc_on_lxd() -> Self {
+        Self::lxc(Lxc::Lxd)
+    }
+
+    pub fn lxc(engine: Lxc) -> Self {
+        let engine = LxcEngine::shared(engine);
+        Self::new(ProviderKind::Lxc, Machine::Own(Shared::Lxc(engine)))
+    }
+
+    pub fn lxc_on_node_with_incus() -> Self {
+        Self::lxc_on_node(Lxc::Incus)
+    }
+
+    pub fn lxc_on_node_with_lxd() -> Self {
+        Self::lxc_on_node(Lxc::Lxd)
+    }
+
+    fn lxc_on_node(engine: Lxc) -> Self {
+        Self::lxc_on(Node::builder().lxc(engine).start())
+    }
+
+    pub fn lxc_on(node: Node) -> Self {
+        Self::new(ProviderKind::Lxc, Machine::Lab(node))
+    }
+
+    /// On a node to which a packet takes 50 ms, and as long back.
+    pub fn lxc_far_away() -> Self {
+        Self::lxc_on_node(Lxc::Incus).far_away()
     }
 
     pub fn docker_on_node() -> Self {
@@ -65,7 +108,7 @@ impl Subject {
     }
 
     pub fn qemu() -> Self {
-        Self::new(ProviderKind::Qemu, Machine::Own(None))
+        Self::new(ProviderKind::Qemu, Machine::Own(Shared::Nothing))
     }
 
     pub fn qemu_on_node() -> Self {
@@ -106,10 +149,14 @@ impl Subject {
         match kind {
             ProviderKind::Docker => {
                 let image = TOOLS.to_owned();
-                config.docker = Some(DockerConfig { image });
+                config.docker = Some(DockerConfig::from_image(image));
+            }
+            ProviderKind::Lxc => {
+                let image = "busybox".to_owned();
+                config.lxc = Some(LxcConfig { image });
             }
             ProviderKind::Qemu => config.qemu = Some(small(machine.image().display().to_string())),
-            _ => {}
+            ProviderKind::Host => {}
         }
         let make = |gateway: String| make(kind, &machine, &node, gateway, &life);
         Self {
@@ -149,6 +196,7 @@ impl Subject {
             .env
             .insert("GREETING".to_owned(), "hello world".to_owned());
         Environment {
+            build_context: None,
             run_dir: run_dir(self.node.as_ref(), &id),
             id,
             name: "web".parse().unwrap(),
@@ -163,6 +211,11 @@ impl Subject {
             progress: ProgressSink::new(),
             cancel: CancellationToken::new(),
         }
+    }
+
+    /// A folder for what a test makes.
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Makes an environment with all that its agent needs, not started.
@@ -184,6 +237,7 @@ impl Subject {
             services: BTreeMap::new(),
             host_ports: BTreeMap::new(),
             log_dir: placement.log_dir.clone(),
+            own_network: placement.own_network,
         };
         let config = serde_json::to_vec(&config).unwrap();
         let path = environment.run_dir.join("agent.json");
@@ -269,20 +323,34 @@ impl Subject {
 
     /// Ends the environment the hard way, behind the provider's back.
     pub fn murder(&self, environment: &Environment) {
-        let kind = self.provider.kind();
-        if kind == ProviderKind::Docker {
-            let name = format!("vendetta-{}-{}", environment.name, environment.id);
-            self.machine.docker(&["kill", &name]).ok();
-        } else {
-            let file = if kind == ProviderKind::Qemu {
-                "pid"
-            } else {
-                "agent.pid"
-            };
-            let kill = r#"read -r pid start <"$1" && kill -9 "$pid""#;
-            let pid = environment.run_dir.join(file);
-            self.machine.run(&["sh", "-c", kill, "sh"]).arg(pid).ok();
+        match self.provider.kind() {
+            ProviderKind::Docker => {
+                let name = format!("vendetta-{}-{}", environment.name, environment.id);
+                self.machine.docker(&["kill", &name]).ok();
+            }
+            ProviderKind::Lxc => {
+                let name = self.instance(environment);
+                self.machine.lxc(&["stop", "--force", &name]).ok();
+            }
+            kind @ (ProviderKind::Host | ProviderKind::Qemu) => {
+                let file = if kind == ProviderKind::Qemu {
+                    "pid"
+                } else {
+                    "agent.pid"
+                };
+                let kill = r#"read -r pid start <"$1" && kill -9 "$pid""#;
+                let pid = environment.run_dir.join(file);
+                self.machine.run(&["sh", "-c", kill, "sh"]).arg(pid).ok();
+            }
         }
+    }
+
+    /// Name of the instance of Incus or LXD that an environment is.
+    pub fn instance(&self, environment: &Environment) -> String {
+        let (key, id) = (WORKSPACE_LABEL, environment.id.as_str());
+        let mut names = self.machine.lxc_labelled(key, id).into_iter();
+        let name = names.find_map(|name| Some(name.strip_prefix("instance ")?.to_owned()));
+        name.expect("an instance")
     }
 
     /// Whether anything is left of a workspace, wherever the provider keeps things.
@@ -301,6 +369,9 @@ impl Subject {
         if self.provider.kind() == ProviderKind::Docker {
             let label = format!("vendetta.workspace={id}");
             left.extend(self.machine.labelled(&label));
+        }
+        if self.provider.kind() == ProviderKind::Lxc {
+            left.extend(self.machine.lxc_labelled(WORKSPACE_LABEL, id.as_str()));
         }
         left
     }
@@ -325,16 +396,25 @@ fn make(
     life: &Life,
 ) -> Arc<dyn Provider> {
     let node = Arc::clone(node);
+    let tasks = life.tasks.clone();
     match kind {
         ProviderKind::Docker => {
-            let tasks = life.tasks.clone();
             Arc::new(Docker::new(node, machine.docker_socket(), gateway, tasks))
         }
+        ProviderKind::Lxc => Arc::new(LxcProvider::new(
+            node,
+            machine.lxc_sockets(),
+            gateway,
+            tasks,
+        )),
         ProviderKind::Qemu => {
-            let settings = QemuSettings::default();
+            let settings = QemuSettings {
+                image_dirs: vec![machine.images()],
+                ..QemuSettings::default()
+            };
             Arc::new(Qemu::new(node, gateway, settings, Some(Kvm::Absent)))
         }
-        _ => Arc::new(Host::new(node, gateway)),
+        ProviderKind::Host => Arc::new(Host::new(node, gateway)),
     }
 }
 
@@ -348,12 +428,18 @@ impl Drop for Subject {
         match &self.machine {
             // With the node goes what is on it.
             Machine::Lab(_) => {}
-            Machine::Own(Some(engine)) => {
+            Machine::Own(Shared::Docker(engine)) => {
                 for id in gateways {
                     engine.remove_labelled(&format!("vendetta.gateway={id}"));
                 }
             }
-            Machine::Own(None) => {
+            Machine::Own(Shared::Lxc(engine)) => {
+                for id in gateways {
+                    engine.remove_labelled("user.vendetta.gateway", &id);
+                }
+            }
+            // Agents and machines have it among their arguments.
+            Machine::Own(Shared::Nothing) => {
                 let workspaces = self.node.state_dir().join("w");
                 for process in Process::with_argument(&workspaces.display().to_string()) {
                     process.signal(Signal::SIGKILL);

@@ -15,7 +15,8 @@ use vendetta::events::Events;
 use vendetta::node::Probe;
 use vendetta::store::{NodeRow, Store};
 use vendetta::workspace::{
-    Agent, Desired, Operation, Overrides, Phase, Progress, Settings, WorkspaceRef, Workspaces,
+    Agent, Desired, Operation, Overrides, Phase, PortSettings, Progress, Settings, Spec,
+    WorkspaceRef, Workspaces,
 };
 use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::PrivateKey;
@@ -47,6 +48,7 @@ impl Core {
         let key = |name: &str| PrivateKey::load_or_generate(&state.join(name), name).unwrap();
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let workspaces = Workspaces::start(Settings {
+            lxc_socket: Some(state.join("no-lxc.sock")),
             store: store.clone(),
             host_ca: key("host_ca"),
             agent_key: key("agent_key"),
@@ -57,6 +59,10 @@ impl Core {
             docker_socket: socket.to_owned(),
             qemu: Default::default(),
             allow_host: true,
+            ports: PortSettings {
+                range: 20000..=29999,
+                bind: "127.0.0.1".parse().unwrap(),
+            },
             node_key: key("node_key"),
             events: Events::default(),
             tracker: tracker.clone(),
@@ -86,8 +92,9 @@ impl Core {
         };
         let name = Some(NAME.parse().unwrap());
         let config = vendetta_proto::spec::ProjectConfig::default();
+        let spec = Spec::resolve(config, overrides).unwrap();
         self.workspaces
-            .create(&alice(), name, config, overrides)
+            .create(&alice(), name, spec, None)
             .await
             .unwrap();
     }
@@ -360,7 +367,7 @@ async fn killed_at_random(place: Place, times: u64) {
             }
             Some(Desired::Created) => {}
             Some(Desired::Running) => core.phase_becomes(Phase::Running).await,
-            Some(Desired::Down) => core.phase_becomes(Phase::Stopped).await,
+            Some(Desired::Down | Desired::Idle) => core.phase_becomes(Phase::Stopped).await,
         }
         core.done("up").await;
         assert_eq!(core.phase(), Phase::Running, "{told}");

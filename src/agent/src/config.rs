@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use russh::keys::ssh_key::public::KeyData;
 use russh::keys::{Algorithm, Certificate, PrivateKey, PublicKey};
+use vendetta_proto::ServiceName;
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
 
 use crate::listen::Listen;
+use crate::supervisor::default_log_dir;
+use crate::supervisor::spec::{self, Spec, SpecError};
 
 /// Why a configuration was refused. The messages carry no secrets.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,14 @@ pub enum ConfigError {
         /// What is wrong.
         problem: String,
     },
+    /// The services cannot be looked after.
+    #[error("{}: {source}", path.display())]
+    Services {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: SpecError,
+    },
 }
 
 /// A checked configuration.
@@ -67,6 +78,14 @@ pub struct Settings {
     pub env: BTreeMap<String, String>,
     /// Working directory of sessions.
     pub workdir: Option<PathBuf>,
+    /// The services to look after.
+    pub services: BTreeMap<ServiceName, Spec>,
+    /// The port on the gateway's machine that leads to each service's port.
+    pub host_ports: BTreeMap<ServiceName, u16>,
+    /// Directory of the services' logs.
+    pub log_dir: PathBuf,
+    /// Whether all that listens here is the environment's.
+    pub own_network: bool,
 }
 
 /// Reads and checks the configuration at `path`.
@@ -132,6 +151,13 @@ fn check(path: &Path, config: AgentConfig) -> Result<Settings, ConfigError> {
             "it is empty, so nobody could log in".to_owned(),
         ));
     }
+    let services = spec::check(&config.services).map_err(|source| ConfigError::Services {
+        path: path.to_owned(),
+        source,
+    })?;
+    let log_dir = config
+        .log_dir
+        .unwrap_or_else(|| default_log_dir(&config.listen));
     Ok(Settings {
         workspace: config.workspace,
         host_key,
@@ -141,5 +167,9 @@ fn check(path: &Path, config: AgentConfig) -> Result<Settings, ConfigError> {
         user: config.user,
         env: config.env,
         workdir: config.workdir,
+        services,
+        host_ports: config.host_ports,
+        log_dir,
+        own_network: config.own_network,
     })
 }

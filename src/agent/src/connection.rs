@@ -13,7 +13,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Settings;
 use crate::forward::{Listeners, Resolver};
+use crate::ports::Ports;
 use crate::process::Reaper;
+use crate::rpc::Marks;
+use crate::supervisor::Supervisor;
 use crate::users::{User, Users};
 
 /// The agent, shared by all connections.
@@ -27,6 +30,14 @@ pub struct Agent {
     pub reaper: Reaper,
     /// Its own environment variables.
     pub inherited: Vec<(OsString, OsString)>,
+    /// What every process is told about the services.
+    pub service_variables: Vec<(String, String)>,
+    /// Looks after the services.
+    pub services: Supervisor,
+    /// The ports on which processes listen.
+    pub ports: Ports,
+    /// What the gateway wants remembered.
+    pub marks: Marks,
     /// Resolves names that clients dial.
     pub resolver: Resolver,
     /// Tasks of session channels, to which a stop gives time.
@@ -43,17 +54,31 @@ impl Agent {
     /// The user that `login` means, if there is one that the agent can be:
     /// unless it is root, it can only be itself.
     pub fn user(&self, login: &str) -> Option<User> {
-        let own = nix::unistd::geteuid();
-        let user = if login != vendetta_proto::agent::DEFAULT_USER {
-            self.users.by_name(login)?
-        } else if let Some(specification) = &self.settings.user {
-            self.users.by_specification(specification)?
+        if login == vendetta_proto::agent::DEFAULT_USER {
+            self.user_as(self.settings.user.as_deref())
         } else {
-            self.users
-                .by_uid(own.as_raw(), nix::unistd::getegid().as_raw())
-        };
-        (own.is_root() || user.uid == own.as_raw()).then_some(user)
+            self.users.by_name(login).filter(may_be)
+        }
     }
+
+    /// The user that a specification (name or id, with or without a group)
+    /// means, in the same way; the agent's own when there is none.
+    pub fn user_as(&self, specification: Option<&str>) -> Option<User> {
+        let user = match specification {
+            Some(specification) => self.users.by_specification(specification)?,
+            None => {
+                let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+                self.users.by_uid(uid.as_raw(), gid.as_raw())
+            }
+        };
+        Some(user).filter(may_be)
+    }
+}
+
+/// Whether the agent can be this user.
+fn may_be(user: &User) -> bool {
+    let own = nix::unistd::geteuid();
+    own.is_root() || user.uid == own.as_raw()
 }
 
 /// One authenticated connection.
@@ -63,6 +88,8 @@ pub struct Connection {
     pub agent: Arc<Agent>,
     /// Whom it logged in as.
     pub user: User,
+    /// It is the gateway's, which may manage services.
+    pub by_gateway: bool,
     /// For what has no method on a channel.
     pub handle: Handle,
     /// Cancelled when the connection is over, however it ends.
@@ -76,10 +103,17 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that has just logged in.
-    pub fn new(agent: Arc<Agent>, user: User, handle: Handle, gone: CancellationToken) -> Self {
+    pub fn new(
+        agent: Arc<Agent>,
+        user: User,
+        by_gateway: bool,
+        handle: Handle,
+        gone: CancellationToken,
+    ) -> Self {
         Self {
             agent,
             user,
+            by_gateway,
             handle,
             gone,
             listeners: Listeners::default(),

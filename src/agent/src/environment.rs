@@ -1,7 +1,8 @@
-//! The environment variables of a session.
+//! The environment variables of a session or service.
 //!
 //! In the order of precedence, lowest first: the agent's own (an image's ENV),
-//! the workspace's, those the client may send, those that describe the session.
+//! the workspace's, those the client may send, those that describe the
+//! environment's services, those that describe the session.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -34,6 +35,13 @@ const NOT_INHERITED: [&str; 20] = [
     "XAUTHORITY",
     "XDG_RUNTIME_DIR",
     "XDG_SESSION_ID",
+];
+
+/// What a session is told of its connection: the far end is the gateway, not
+/// an address in the environment.
+pub const CONNECTION: [(&str, &str); 2] = [
+    ("SSH_CLIENT", "127.0.0.1 65535 22"),
+    ("SSH_CONNECTION", "127.0.0.1 65535 127.0.0.1 22"),
 ];
 
 /// Longest value a client may set, in bytes.
@@ -103,6 +111,8 @@ pub struct Sources<'a> {
     pub inherited: Vec<(OsString, OsString)>,
     /// Name of the workspace.
     pub workspace: &'a str,
+    /// Where the services are.
+    pub services: &'a [(String, String)],
     /// The workspace's variables.
     pub configured: &'a BTreeMap<String, String>,
     /// The client's.
@@ -130,12 +140,8 @@ impl Sources<'_> {
             .entry("PATH".into())
             .or_insert_with(|| DEFAULT_PATH.into());
         merged.insert("VENDETTA_WORKSPACE".into(), self.workspace.into());
-        // The far end of the connection is the gateway, not an address in the environment.
-        merged.insert("SSH_CLIENT".into(), "127.0.0.1 65535 22".into());
-        merged.insert(
-            "SSH_CONNECTION".into(),
-            "127.0.0.1 65535 127.0.0.1 22".into(),
-        );
+        let services = self.services.iter();
+        merged.extend(services.map(|(name, value)| (name.into(), value.into())));
         merged.insert("HOME".into(), self.user.home.clone().into());
         merged.insert("USER".into(), self.user.name.clone());
         merged.insert("LOGNAME".into(), self.user.name.clone());
@@ -173,6 +179,7 @@ mod tests {
             "ENV",
             "HOME",
             "VENDETTA_WORKSPACE",
+            "VENDETTA_SERVICE_DB_PORT",
             "LC_",
             "LC_A=B",
             "",
@@ -198,6 +205,7 @@ mod tests {
             ("LANG".to_owned(), "C".to_owned()),
             ("HOME".to_owned(), "/elsewhere".to_owned()),
             ("RUST_LOG".to_owned(), "info".to_owned()),
+            ("VENDETTA_SERVICE_DB_PORT".to_owned(), "1".to_owned()),
         ]);
         let merged: BTreeMap<OsString, OsString> = Sources {
             inherited: vec![
@@ -206,6 +214,7 @@ mod tests {
                 ("SSH_AUTH_SOCK".into(), "/host/agent".into()),
             ],
             workspace: "w",
+            services: &[("VENDETTA_SERVICE_DB_PORT".to_owned(), "5432".to_owned())],
             configured: &configured,
             client: &client,
             user: &user,
@@ -223,6 +232,7 @@ mod tests {
         assert_eq!(get("LANG"), Some("de_DE.UTF-8"));
         assert_eq!(get("HOME"), Some("/home/dev"));
         assert_eq!(get("RUST_LOG"), Some("info"));
+        assert_eq!(get("VENDETTA_SERVICE_DB_PORT"), Some("5432"));
         assert_eq!(get("IMAGE"), Some("yes"));
         assert_eq!(get("SSH_AUTH_SOCK"), None);
         assert_eq!(get("PATH"), Some(DEFAULT_PATH));

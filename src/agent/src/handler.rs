@@ -26,6 +26,7 @@ pub struct ConnectionHandler {
     /// Cancels `gone` when russh drops the handler, which it does when the connection ends.
     _ends: DropGuard,
     user: Option<User>,
+    by_gateway: bool,
     connection: Option<Arc<Connection>>,
     sessions: HashMap<ChannelId, Control>,
 }
@@ -40,6 +41,7 @@ impl ConnectionHandler {
             _ends: gone.clone().drop_guard(),
             gone,
             user: None,
+            by_gateway: false,
             connection: None,
             sessions: HashMap::new(),
         }
@@ -51,8 +53,13 @@ impl ConnectionHandler {
             .is_some_and(|connection| connection.listeners.cancel(target))
     }
 
-    fn may_log_in(&self, key: &KeyData) -> bool {
+    fn is_gateway(&self, key: &KeyData) -> bool {
         self.agent.settings.gateway_keys.contains(key)
+    }
+
+    /// Nobody else may, so far.
+    fn may_log_in(&self, key: &KeyData) -> bool {
+        self.is_gateway(key)
     }
 }
 
@@ -76,6 +83,7 @@ impl Handler for ConnectionHandler {
         if !self.may_log_in(key.public_key.key_data()) {
             return Ok(Auth::reject());
         }
+        self.by_gateway = self.is_gateway(key.public_key.key_data());
         self.user = self.agent.user(user);
         if self.user.is_none() {
             tracing::warn!(
@@ -97,6 +105,7 @@ impl Handler for ConnectionHandler {
             self.connection = Some(Arc::new(Connection::new(
                 agent,
                 user,
+                self.by_gateway,
                 session.handle(),
                 gone,
             )));

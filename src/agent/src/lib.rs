@@ -13,6 +13,10 @@
 //! | `handler` | russh's callbacks, without policy |
 //! | `session` | a session channel: requests, then one process |
 //! | `forward` | dialling, listening and splicing |
+//! | `supervisor` | the services: started, watched and stopped in order |
+//! | `logs` | what services write, kept and read |
+//! | `ports` | the ports on which processes listen |
+//! | `rpc` | what the gateway asks about all that |
 //! | `process` | spawning, reaping and ending processes; the only `unsafe` code |
 //! | `disk` | a fresh disk is handed to its user |
 //! | [`users`] | /etc/passwd and /etc/group |
@@ -25,8 +29,12 @@ mod environment;
 mod forward;
 mod handler;
 pub mod listen;
+mod logs;
+mod ports;
 mod process;
+mod rpc;
 pub mod server;
 mod session;
 pub mod sftp;
+mod supervisor;
 pub mod users;

@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use vendetta_proto::agent::LISTEN_TCP;
+use vendetta_sshio::local_stream::LocalStream;
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +83,7 @@ pub(crate) enum Accepted {
 
 /// A connection.
 pub(crate) enum Stream {
-    Unix(UnixStream),
+    Local(LocalStream),
     Tcp(TcpStream),
 }
 
@@ -118,7 +119,7 @@ impl Accepted {
     /// When it cannot.
     pub(crate) fn watched(self) -> io::Result<Stream> {
         match self {
-            Self::Unix(stream) => UnixStream::from_std(stream).map(Stream::Unix),
+            Self::Unix(stream) => LocalStream::new(stream).map(Stream::Local),
             Self::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
         }
     }

@@ -1,18 +1,20 @@
 //! Listens, accepts, stops.
 //!
 //! ```text
-//!   SERVING ── SIGTERM | SIGINT ──▶ STOPPING: sessions told and hung up, descendants SIGTERM
-//!      ──▶ all gone | grace over, SIGKILL ──▶ exit 0
+//!   SERVING ── SIGTERM | SIGINT ──▶ STOPPING: services asked to end in order, sessions told and
+//!      hung up, all other descendants SIGTERM ──▶ all gone | grace over, SIGKILL ──▶ exit 0
 //! ```
 
 use std::collections::HashSet;
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::Pid;
 use russh::keys::Algorithm;
 use russh::{MethodKind, MethodSet, Preferred, SshId};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
 use vendetta_sshio::workers::Workers;
 
@@ -28,7 +31,10 @@ use crate::connection::Agent;
 use crate::forward::Resolver;
 use crate::handler::ConnectionHandler;
 use crate::listen::{Listen, Listener, Stream};
-use crate::process::{Reaper, descendants};
+use crate::ports::Ports;
+use crate::process::{Reaper, Table, descendants};
+use crate::rpc::Marks;
+use crate::supervisor;
 use crate::users::Users;
 
 /// How long a connection may take to log in.
@@ -37,6 +43,9 @@ const LOGIN_GRACE: Duration = Duration::from_secs(30);
 /// How long processes may take to end after SIGTERM, well within the ten
 /// seconds that container engines give PID 1.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// How much of that services have to end in order.
+const ORDER_GRACE: Duration = Duration::from_secs(3);
 
 /// How often to look whether all processes have ended.
 const STOP_POLL: Duration = Duration::from_millis(50);
@@ -100,7 +109,12 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
 
     let config = Arc::new(ssh_config(&settings));
     let listen = settings.listen.clone();
+    let (services, inbox) = supervisor::new(&settings);
     let agent = Arc::new(Agent {
+        service_variables: supervisor::variables(&settings.services, &settings.host_ports),
+        services,
+        ports: Ports::default(),
+        marks: Marks::default(),
         settings,
         users: Users::system(),
         reaper: Reaper::default(),
@@ -123,6 +137,9 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         let agent = Arc::clone(&agent);
         tokio::spawn(async move { agent.reaper.run().await })
     };
+    agent
+        .tasks
+        .spawn(supervisor::runner(Arc::clone(&agent), inbox).run());
     let listener = listen.bind().await.map_err(|source| ServeError::Listen {
         listen: listen.clone(),
         source,
@@ -183,7 +200,7 @@ async fn accept(
                 let serving = async move {
                     // The worker's own runtime is to watch it.
                     match accepted.watched() {
-                        Ok(Stream::Unix(stream)) => connection(&agent, config, stream).await,
+                        Ok(Stream::Local(stream)) => connection(&agent, config, stream).await,
                         Ok(Stream::Tcp(stream)) => connection(&agent, config, stream).await,
                         Err(error) => tracing::warn!("connection lost at once: {error}"),
                     }
@@ -204,6 +221,7 @@ async fn connection(
     config: Arc<russh::server::Config>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) {
+    let stream = ReadAhead::new(stream);
     let deadline = Instant::now() + LOGIN_GRACE;
     let authenticated = CancellationToken::new();
     let handler = ConnectionHandler::new(Arc::clone(agent), authenticated.clone());
@@ -238,20 +256,32 @@ async fn connection(
     }
 }
 
-/// Ends all that runs in the environment: sessions learn of it and are hung up,
-/// every process gets SIGTERM, and after the grace SIGKILL.
+/// Ends all that runs in the environment: services in order, sessions learn of
+/// it and are hung up, every other process gets SIGTERM, and after the grace
+/// all get SIGKILL.
 async fn stop(agent: &Agent) {
     tracing::info!("stopping");
     agent.sessions.close();
     agent.tasks.close();
     agent.stopping.cancel();
-    let ended = async {
+    let services_stopped = AtomicBool::new(false);
+    let services = async {
+        agent.services.shut_down(ORDER_GRACE).await;
+        services_stopped.store(true, Ordering::Relaxed);
+    };
+    let others = async {
         // Each process once: to many, a second SIGTERM means "at once".
         let mut told = HashSet::new();
         loop {
-            let processes = descendants();
-            if processes.is_empty() {
+            let all_stopped = services_stopped.load(Ordering::Relaxed);
+            let table = Table::now();
+            let mut processes = table.below(Pid::this());
+            if processes.is_empty() && all_stopped {
                 break;
+            }
+            if !all_stopped {
+                let theirs = agent.services.processes(&table);
+                processes.retain(|pid| !theirs.contains(pid));
             }
             for pid in processes.into_iter().filter(|pid| told.insert(*pid)) {
                 let _ = kill(pid, Signal::SIGTERM);
@@ -260,6 +290,7 @@ async fn stop(agent: &Agent) {
         }
         agent.sessions.wait().await;
     };
+    let ended = async { tokio::join!(services, others) };
     if timeout(STOP_GRACE, ended).await.is_err() {
         let left = descendants();
         for pid in &left {

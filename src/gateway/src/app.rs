@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use vendetta_sshio::keys::PrivateKey;
 use vendetta_sshio::workers::Workers;
 
-use crate::config::Config;
+use crate::config::{Config, MachineNetwork};
 use crate::control::Control;
 use crate::events::Events;
 use crate::first_admin;
@@ -234,14 +234,20 @@ async fn build(
         agent_dir: config.agent_dir.clone(),
         state_dir: config.state_dir.clone(),
         docker_socket: config.docker.socket.clone(),
+        lxc_socket: config.lxc.socket.clone(),
         qemu: QemuSettings {
             mirrors: Mirrors {
                 debian: config.qemu.debian_images.clone(),
                 ubuntu: config.qemu.ubuntu_images.clone(),
             },
             image_dirs: config.qemu.image_dirs.clone(),
+            isolated: config.qemu.network == MachineNetwork::None,
         },
         allow_host: config.local.allow_host,
+        ports: workspace::PortSettings {
+            range: config.ports.range.0.clone(),
+            bind: config.ports.bind,
+        },
         node_key: keys.node.clone(),
         events: events.clone(),
         tracker: tasks.clone(),

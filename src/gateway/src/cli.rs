@@ -3,7 +3,9 @@
 //! from the same tree, so that a wrong line is refused without a connection.
 
 mod address;
+mod connect;
 mod front;
+mod project;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -16,6 +18,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::app::{ServeOptions, serve};
 use crate::config::Invalid;
 use crate::control::command::Command;
+use crate::control::config::{ConfigCommand, SCHEMA};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
             );
             print(&script)
         }
+        LocalCommand::Remote(Command::Config(ConfigCommand::Schema)) => print(SCHEMA.as_bytes()),
         LocalCommand::Remote(command) => {
             let words = front::without_own_flags(words.into_iter().skip(1));
             let to = front::To {

@@ -13,6 +13,7 @@ pub mod inventory;
 pub mod memory;
 pub mod metrics;
 pub mod node;
+pub mod ports;
 pub mod provider;
 pub mod ssh;
 pub mod store;

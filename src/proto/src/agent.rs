@@ -57,4 +57,8 @@ pub struct AgentConfig {
     /// Directory of the services' logs; none: `log` beside the socket. Must be given where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_dir: Option<PathBuf>,
+    /// Whether the environment has a network of its own, so that every port of it
+    /// on which somebody listens is the workspace's.
+    #[serde(default)]
+    pub own_network: bool,
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// The hooks of a project. Each runs in the environment, as the workspace's
 /// user, in its directory and with its variables.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Hooks {
     /// Once in a new environment, so after the first start and after a
@@ -51,56 +52,82 @@ pub enum HookCommand {
 
 impl<'de> Deserialize<'de> for HookCommand {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct CommandVisitor;
-        impl<'de> Visitor<'de> for CommandVisitor {
-            type Value = HookCommand;
+        deserializer.deserialize_any(CommandVisitor { word: false })
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a shell command, a list of a program and its arguments, or a map of commands to run at once")
-            }
+/// Reads one command.
+struct CommandVisitor {
+    /// It may be a word of a list, which may be empty.
+    word: bool,
+}
 
-            fn visit_str<E: serde::de::Error>(self, line: &str) -> Result<HookCommand, E> {
-                if line.trim().is_empty() {
-                    return Err(E::custom("a hook without a command; leave it out instead"));
-                }
-                Ok(HookCommand::Line(line.to_owned()))
-            }
+impl<'de> Visitor<'de> for CommandVisitor {
+    type Value = HookCommand;
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<HookCommand, A::Error> {
-                let mut commands = Vec::new();
-                let mut words = Vec::new();
-                while let Some(command) = list.next_element::<HookCommand>()? {
-                    if let HookCommand::Line(word) = &command {
-                        words.push(word.clone());
-                    }
-                    commands.push(command);
-                }
-                if commands.is_empty() {
-                    return Err(serde::de::Error::custom(
-                        "a hook without a command; leave it out instead",
-                    ));
-                }
-                Ok(if words.len() == commands.len() {
-                    HookCommand::Program(words)
-                } else {
-                    HookCommand::Sequence(commands)
-                })
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a shell command, a list of a program and its arguments, or a map of commands to run at once")
+    }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HookCommand, A::Error> {
-                let mut commands = BTreeMap::new();
-                while let Some((name, command)) = map.next_entry()? {
-                    commands.insert(name, command);
-                }
-                if commands.is_empty() {
-                    return Err(serde::de::Error::custom(
-                        "a hook without a command; leave it out instead",
-                    ));
-                }
-                Ok(HookCommand::Parallel(commands))
-            }
+    fn visit_str<E: serde::de::Error>(self, line: &str) -> Result<HookCommand, E> {
+        if line.trim().is_empty() && !self.word {
+            return Err(E::custom("a hook without a command; leave it out instead"));
         }
-        deserializer.deserialize_any(CommandVisitor)
+        Ok(HookCommand::Line(line.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<HookCommand, A::Error> {
+        let mut commands = Vec::new();
+        while let Some(Element(command)) = list.next_element()? {
+            commands.push(command);
+        }
+        in_order(commands).ok_or_else(|| {
+            serde::de::Error::custom("a hook without a command; leave it out instead")
+        })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HookCommand, A::Error> {
+        let mut commands = BTreeMap::new();
+        while let Some((name, command)) = map.next_entry()? {
+            commands.insert(name, command);
+        }
+        if commands.is_empty() {
+            return Err(serde::de::Error::custom(
+                "a hook without a command; leave it out instead",
+            ));
+        }
+        Ok(HookCommand::Parallel(commands))
+    }
+}
+
+/// What a list says: words are a program and its arguments, anything else a
+/// sequence. None when it says nothing to run.
+fn in_order(commands: Vec<HookCommand>) -> Option<HookCommand> {
+    let says_nothing = |command: &HookCommand| matches!(command, HookCommand::Line(line) if line.trim().is_empty());
+    let words: Option<Vec<String>> = commands
+        .iter()
+        .map(|command| match command {
+            HookCommand::Line(word) => Some(word.clone()),
+            _ => None,
+        })
+        .collect();
+    match words {
+        Some(words) if commands.first().is_some_and(|first| !says_nothing(first)) => {
+            Some(HookCommand::Program(words))
+        }
+        None if !commands.iter().any(says_nothing) => Some(HookCommand::Sequence(commands)),
+        _ => None,
+    }
+}
+
+/// What stands in a list: a command, or a word, which may be empty.
+struct Element(HookCommand);
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer
+            .deserialize_any(CommandVisitor { word: true })
+            .map(Self)
     }
 }
 
@@ -116,6 +143,7 @@ mod tests {
         for (json, command) in [
             (r#""make setup""#, line("make setup")),
             (r#"["npm","ci"]"#, program(&["npm", "ci"])),
+            (r#"["x",""," "]"#, program(&["x", "", " "])),
             (
                 r#"[["npm","ci"],["npm","run","build"]]"#,
                 HookCommand::Sequence(vec![
@@ -134,7 +162,17 @@ mod tests {
             assert_eq!(serde_json::from_str::<HookCommand>(json).unwrap(), command);
             assert_eq!(serde_json::to_string(&command).unwrap(), json);
         }
-        for wrong in [r#""""#, "[]", "{}", "1", "true", r#"["a",1]"#] {
+        for wrong in [
+            r#""""#,
+            "[]",
+            "{}",
+            "1",
+            "true",
+            r#"["a",1]"#,
+            r#"["","x"]"#,
+            r#"[["a"],""]"#,
+            r#"{"a":""}"#,
+        ] {
             assert!(
                 serde_json::from_str::<HookCommand>(wrong).is_err(),
                 "{wrong}"

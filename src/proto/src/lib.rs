@@ -3,9 +3,14 @@
 //! agent of an environment, and what it asks of that agent.
 
 pub mod agent;
+pub mod build;
+pub mod graph;
+pub mod health;
 pub mod hook;
 pub mod name;
 pub mod rpc;
+#[cfg(feature = "schema")]
+mod schema;
 pub mod spec;
 pub mod value;
 

@@ -123,7 +123,7 @@ pub enum ServiceState {
     Waiting,
     /// Runs; its health check has not passed yet.
     Starting,
-    /// Runs, and its health check passes; without one: it runs.
+    /// Runs, and its health check passes; without one: it has run for a moment.
     Healthy,
     /// Runs, and its health check fails.
     Unhealthy,

@@ -5,12 +5,19 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::build::Build;
+pub use crate::health::{HealthCheck, Probe};
 pub use crate::hook::{HookCommand, Hooks};
 use crate::value::{ByteSize, Span};
 use crate::{ServiceName, WorkspaceName};
 
+/// The directory in an environment where the workspace's disk is, unless its
+/// config says another.
+pub const WORKSPACE_FOLDER: &str = "/workspace";
+
 /// What runs a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ProviderKind {
     /// A container of a Docker engine.
@@ -89,6 +96,7 @@ impl<'de> Deserialize<'de> for AutoUp {
 
 /// The project config. Unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ProjectConfig {
     /// Name of the workspace; the command line may give it instead.
@@ -115,7 +123,12 @@ pub struct ProjectConfig {
     /// Limits.
     #[serde(default, skip_serializing_if = "Resources::is_unlimited")]
     pub resources: Resources,
-    /// Environment variables of sessions and services.
+    /// The directory in the environment in which sessions, services and hooks
+    /// begin and whose content survives a rebuild; omitted: `/workspace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_folder: Option<String>,
+    /// Environment variables of sessions and services. `${containerEnv:NAME}`
+    /// in a value is what the image sets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Ports inside the environment, beside those of services, that get a port
@@ -144,6 +157,7 @@ pub struct ProjectConfig {
 
 /// The node a workspace runs on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Remote {
     /// A registered name, or an address.
@@ -156,16 +170,37 @@ pub struct Remote {
     pub port: Option<u16>,
 }
 
-/// Settings of provider docker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Settings of provider docker: an image, or how to build one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DockerConfig {
     /// Image reference.
-    pub image: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// How the image is built, instead of `image`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+    /// More disks of the workspace's own, by name: the absolute path in the
+    /// environment at which each is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<String, String>,
+}
+
+impl DockerConfig {
+    /// One that is made from an image.
+    #[must_use]
+    pub fn from_image(image: impl Into<String>) -> Self {
+        Self {
+            image: Some(image.into()),
+            ..Self::default()
+        }
+    }
 }
 
 /// Settings of provider lxc.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LxcConfig {
     /// Image, such as "images:ubuntu/22.04" or an alias of the engine.
@@ -174,6 +209,7 @@ pub struct LxcConfig {
 
 /// Settings of provider qemu.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct QemuConfig {
     /// Cloud image.
@@ -194,6 +230,7 @@ pub struct QemuConfig {
 
 /// How QEMU runs the guest's processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
     /// KVM where it works, else TCG.
@@ -207,6 +244,7 @@ pub enum Accel {
 
 /// Limits of an environment.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
     /// Processors, in cores (may be a fraction).
@@ -227,6 +265,7 @@ impl Resources {
 
 /// A program that the agent keeps running.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Service {
     /// Shell command line.
@@ -240,7 +279,9 @@ pub struct Service {
     /// How to tell that it works; omitted: it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
-    /// Services that must be healthy before this one starts.
+    /// Services that must be healthy before this one starts. One that ended
+    /// with status 0 for good counts, and one with neither port nor health check
+    /// and `restart: no` is a job, which counts only then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<ServiceName>,
     /// When to start it again; omitted: on-failure.
@@ -268,6 +309,7 @@ pub struct Service {
 
 /// When a service that ended is started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
     /// Never.
@@ -277,125 +319,6 @@ pub enum Restart {
     OnFailure,
     /// Whenever it ends.
     Always,
-}
-
-/// How to tell that a service works: an HTTP path, or a map with exactly one of
-/// `http`, `tcp` and `command`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(into = "HealthCheckMap")]
-pub struct HealthCheck {
-    /// What is tried.
-    pub probe: Probe,
-    /// Time between two tries; omitted: the agent's default.
-    pub interval: Option<Span>,
-    /// Time after which a try has failed; omitted: the agent's default.
-    pub timeout: Option<Span>,
-    /// Failures in a row that make a service unhealthy; omitted: the agent's default.
-    pub retries: Option<u32>,
-    /// Time after the start in which failures do not count.
-    pub start_period: Option<Span>,
-}
-
-/// What a health check tries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Probe {
-    /// GET of this path on the service's port answers 2xx or 3xx.
-    Http(String),
-    /// This TCP port accepts.
-    Tcp(u16),
-    /// This shell command exits with status 0.
-    Command(String),
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct HealthCheckMap {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    http: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    tcp: Option<u16>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    command: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    interval: Option<Span>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    timeout: Option<Span>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    retries: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    start_period: Option<Span>,
-}
-
-impl From<HealthCheck> for HealthCheckMap {
-    fn from(check: HealthCheck) -> Self {
-        let mut map = Self {
-            http: None,
-            tcp: None,
-            command: None,
-            interval: check.interval,
-            timeout: check.timeout,
-            retries: check.retries,
-            start_period: check.start_period,
-        };
-        match check.probe {
-            Probe::Http(path) => map.http = Some(path),
-            Probe::Tcp(port) => map.tcp = Some(port),
-            Probe::Command(command) => map.command = Some(command),
-        }
-        map
-    }
-}
-
-impl TryFrom<HealthCheckMap> for HealthCheck {
-    type Error = &'static str;
-    fn try_from(map: HealthCheckMap) -> Result<Self, Self::Error> {
-        let probe = match (map.http, map.tcp, map.command) {
-            (Some(path), None, None) => Probe::Http(path),
-            (None, Some(port), None) => Probe::Tcp(port),
-            (None, None, Some(command)) => Probe::Command(command),
-            _ => return Err("health_check needs exactly one of http, tcp and command"),
-        };
-        Ok(Self {
-            probe,
-            interval: map.interval,
-            timeout: map.timeout,
-            retries: map.retries,
-            start_period: map.start_period,
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for HealthCheck {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = HealthCheck;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an HTTP path or a map with one of http, tcp and command")
-            }
-            fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<HealthCheck, E> {
-                if !path.starts_with('/') {
-                    return Err(E::invalid_value(serde::de::Unexpected::Str(path), &self));
-                }
-                Ok(HealthCheck {
-                    probe: Probe::Http(path.to_owned()),
-                    interval: None,
-                    timeout: None,
-                    retries: None,
-                    start_period: None,
-                })
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                map: A,
-            ) -> Result<HealthCheck, A::Error> {
-                HealthCheckMap::deserialize(serde::de::value::MapAccessDeserializer::new(map))?
-                    .try_into()
-                    .map_err(serde::de::Error::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
 }
 
 #[cfg(test)]
@@ -465,14 +388,5 @@ mod tests {
         );
         assert!(of(r#"{"auto_up": "yes"}"#).is_err());
         assert!(of(r#"{"auto_up": 1}"#).is_err());
-    }
-
-    #[test]
-    fn a_health_check_tries_exactly_one_thing() {
-        let of = |text: &str| serde_json::from_str::<HealthCheck>(text);
-        assert_eq!(of(r#"{"tcp": 5432}"#).unwrap().probe, Probe::Tcp(5432));
-        assert!(of(r#"{"tcp": 1, "http": "/x"}"#).is_err());
-        assert!(of(r#"{"interval": "1s"}"#).is_err());
-        assert!(of(r#""health""#).is_err());
     }
 }

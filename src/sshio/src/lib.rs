@@ -1,7 +1,9 @@
 //! What both SSH ends of vendetta share: keys, transport settings and the relay.
 
 pub mod keys;
+pub mod local_stream;
 pub mod read_ahead;
 pub mod relay;
+pub mod splice;
 pub mod transport;
 pub mod workers;

@@ -14,6 +14,11 @@ use tokio_util::sync::CancellationToken;
 /// How long blocking work of a worker may take to end with it.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Stack of a thread, in bytes; only what is used of it takes memory. Building
+/// and parsing the gateway's command tree alone takes more than a megabyte in a
+/// build without optimization.
+const STACK_SIZE: usize = 8 << 20;
+
 /// The threads.
 pub struct Workers {
     handles: Vec<Handle>,
@@ -41,6 +46,7 @@ impl Workers {
             workers.threads.push(
                 std::thread::Builder::new()
                     .name(format!("connections-{number}"))
+                    .stack_size(STACK_SIZE)
                     .spawn(move || {
                         runtime.block_on(end.cancelled());
                         runtime.shutdown_timeout(END_TIMEOUT);

@@ -84,6 +84,12 @@ async fn dial_tcp(connection: &Connection, host: &str, port: u32) -> io::Result<
         .ok()
         .filter(|port| *port != 0)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no such port"))?;
+    // A service's name leads to where services are, whatever it means elsewhere.
+    let host = if is_service(connection, host) {
+        "localhost"
+    } else {
+        host
+    };
     let addresses = timeout(RESOLVE_TIMEOUT, connection.agent.resolver.addresses(host))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the name servers do not answer"))??;
@@ -104,6 +110,11 @@ async fn dial_tcp(connection: &Connection, host: &str, port: u32) -> io::Result<
         }
     }
     result
+}
+
+fn is_service(connection: &Connection, host: &str) -> bool {
+    let mut services = connection.agent.settings.services.keys();
+    services.any(|service| host.eq_ignore_ascii_case(service.as_str()))
 }
 
 async fn dial_unix(connection: &Connection, path: &Path) -> io::Result<UnixStream> {

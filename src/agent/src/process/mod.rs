@@ -1,15 +1,15 @@
 //! Processes of the environment: starting, reaping and ending them.
 
-mod descendants;
 mod launch;
 mod reaper;
 #[allow(unsafe_code)]
 mod sys;
+mod table;
 
-pub use descendants::descendants;
 pub use launch::{Identity, Launch, Stdio, base_name};
 pub use reaper::{Child, Reaper};
 pub use sys::{open_pty_peer, run_as, set_controlling_size, watch};
+pub use table::{Known, Table, descendants};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};

@@ -15,6 +15,7 @@ mod program;
 mod pty;
 mod run;
 mod setup;
+mod sftp;
 mod signals;
 mod streams;
 
@@ -27,13 +28,25 @@ use russh::Channel;
 use russh::server::Msg;
 
 use crate::connection::Connection;
+use crate::rpc;
 use control::Events;
+use setup::{Program, Requested};
 
 /// Serves one session channel to its end.
 pub async fn serve(connection: Arc<Connection>, channel: Channel<Msg>, events: Events) {
     let (mut reader, writer) = channel.split();
-    if let Some((setup, program)) = setup::receive(&connection, &mut reader, writer.id()).await {
-        run::run(&connection, reader, &writer, events, setup, program).await;
+    if let Some((setup, requested)) = setup::receive(&connection, &mut reader, writer.id()).await {
+        match requested {
+            Requested::Rpc => rpc::serve(&connection, reader, &writer, &events.closed).await,
+            Requested::Process(Program::Sftp)
+                if !setup.input_ended && sftp::serves(&connection) =>
+            {
+                sftp::run(&connection, reader, &writer, events).await;
+            }
+            Requested::Process(program) => {
+                run::run(&connection, reader, &writer, events, setup, program).await;
+            }
+        }
     }
     let _ = writer.close().await;
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::setup::Program;
 use crate::connection::Connection;
-use crate::environment::{ClientVariables, Sources};
+use crate::environment::{CONNECTION, ClientVariables, Sources};
 use crate::process::{Identity, Launch, Stdio, base_name};
 use crate::users::DEFAULT_SHELL;
 
@@ -35,7 +35,7 @@ pub enum Unavailable {
 pub fn launch(
     connection: &Connection,
     variables: &ClientVariables,
-    session: Vec<(&'static str, OsString)>,
+    mut session: Vec<(&'static str, OsString)>,
     program: Program,
     stdio: Stdio,
 ) -> Result<Launch, Unavailable> {
@@ -64,9 +64,11 @@ pub fn launch(
         }
         Program::Sftp => sftp_server(),
     };
+    session.extend(CONNECTION.map(|(name, value)| (name, value.into())));
     let environment = Sources {
         inherited: connection.agent.inherited.clone(),
         workspace: &settings.workspace,
+        services: &connection.agent.service_variables,
         configured: &settings.env,
         client: variables,
         user,
@@ -76,13 +78,7 @@ pub fn launch(
         session,
     }
     .merge();
-    let directories = settings
-        .workdir
-        .iter()
-        .chain([&user.home])
-        .cloned()
-        .chain([PathBuf::from("/")])
-        .collect();
+    let directories = directories(connection).collect();
     Ok(Launch {
         program,
         argv0,
@@ -92,6 +88,13 @@ pub fn launch(
         identity: Identity::of(user),
         stdio,
     })
+}
+
+/// Where a session begins: the first of these that can be entered.
+pub fn directories(connection: &Connection) -> impl Iterator<Item = PathBuf> {
+    let workdir = connection.agent.settings.workdir.iter();
+    let home = [&connection.user.home];
+    workdir.chain(home).cloned().chain([PathBuf::from("/")])
 }
 
 /// The user's shell, or the system's when that does not exist.

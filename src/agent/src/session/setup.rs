@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use russh::{ChannelId, ChannelMsg, ChannelReadHalf};
+use vendetta_proto::rpc::SUBSYSTEM;
 
 use super::pty::{self, Opened, Size};
 use crate::connection::Connection;
@@ -35,13 +36,22 @@ pub enum Program {
     Sftp,
 }
 
-/// Answers requests until one starts a program; none when the channel, or the
+/// What the channel is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Requested {
+    /// A process.
+    Process(Program),
+    /// What the gateway asks of the agent itself.
+    Rpc,
+}
+
+/// Answers requests until one says what the channel is for; none when the channel, or the
 /// environment, ends before.
 pub async fn receive(
     connection: &Arc<Connection>,
     reader: &mut ChannelReadHalf,
     id: ChannelId,
-) -> Option<(Setup, Program)> {
+) -> Option<(Setup, Requested)> {
     let mut setup = Setup::default();
     loop {
         let message = tokio::select! {
@@ -91,22 +101,26 @@ pub async fn receive(
             }
             ChannelMsg::RequestShell { want_reply } => {
                 reply(connection, id, want_reply, true).await;
-                return Some((setup, Program::Shell));
+                return Some((setup, Requested::Process(Program::Shell)));
             }
             ChannelMsg::Exec {
                 want_reply,
                 command,
             } => {
                 reply(connection, id, want_reply, true).await;
-                return Some((setup, Program::Command(command)));
+                return Some((setup, Requested::Process(Program::Command(command))));
             }
             ChannelMsg::RequestSubsystem { want_reply, name } => {
-                let known = name == "sftp";
-                reply(connection, id, want_reply, known).await;
-                if known {
-                    return Some((setup, Program::Sftp));
+                let requested = match name.as_str() {
+                    "sftp" => Some(Requested::Process(Program::Sftp)),
+                    SUBSYSTEM if connection.by_gateway => Some(Requested::Rpc),
+                    _ => None,
+                };
+                reply(connection, id, want_reply, requested.is_some()).await;
+                match requested {
+                    Some(requested) => return Some((setup, requested)),
+                    None => continue,
                 }
-                continue;
             }
             ChannelMsg::RequestX11 {
                 want_reply,

@@ -11,11 +11,11 @@ use nix::fcntl::copy_file_range;
 use nix::sys::statvfs::{FsFlags, Statvfs, fstatvfs, statvfs};
 
 use super::attributes::{Attributes, read_full};
+use super::handles::MOST_OPEN;
 use super::operations::{name, resolve};
 use super::server::Server;
 use super::status::Failure;
 use super::wire::{Answers, Fields, MAX_DATA, MAX_PACKET, kind};
-use crate::users::Users;
 
 type Done = Result<(), Failure>;
 
@@ -51,16 +51,20 @@ pub fn announce(answers: &mut Answers, version: u32) {
 /// Answers SSH_FXP_EXTENDED.
 pub fn dispatch(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
     match fields.string()? {
-        b"posix-rename@openssh.com" => fs::rename(fields.path()?, fields.path()?)?,
-        b"hardlink@openssh.com" => fs::hard_link(fields.path()?, fields.path()?)?,
+        b"posix-rename@openssh.com" => {
+            fs::rename(server.path(&mut fields)?, server.path(&mut fields)?)?
+        }
+        b"hardlink@openssh.com" => {
+            fs::hard_link(server.path(&mut fields)?, server.path(&mut fields)?)?
+        }
         b"fsync@openssh.com" => server.handles.file(fields.string()?)?.sync_all()?,
         b"lsetstat@openssh.com" => {
-            let path = fields.path()?;
-            Attributes::read(&mut fields)?.apply_to_link(path)?;
+            let path = server.path(&mut fields)?;
+            Attributes::read(&mut fields)?.apply_to_link(&path)?;
         }
         b"copy-data" => copy_data(server, fields)?,
         b"statvfs@openssh.com" => {
-            let found = statvfs(fields.path()?)?;
+            let found = statvfs(&server.path(&mut fields)?)?;
             file_system(&mut server.answers, id, &found);
             return Ok(());
         }
@@ -74,19 +78,18 @@ pub fn dispatch(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
                 answers.u64(MAX_PACKET as u64);
                 answers.u64(MAX_DATA as u64);
                 answers.u64(MAX_DATA as u64);
-                // Open handles: as many as the process may have descriptors.
-                answers.u64(0);
+                answers.u64(MOST_OPEN as u64);
             });
             return Ok(());
         }
         b"expand-path@openssh.com" => {
-            let path = resolve(&expand(&server.users, fields.path()?)?)?;
+            let path = resolve(&server.directory.join(expand(server, fields.path()?)?))?;
             name(&mut server.answers, id, &path);
             return Ok(());
         }
         b"home-directory" => {
             let user = fields.string()?;
-            let home = home_of(&server.users, user)?;
+            let home = home_of(server, user)?;
             name(&mut server.answers, id, &home);
             return Ok(());
         }
@@ -140,20 +143,19 @@ fn file_system(answers: &mut Answers, id: u32, found: &Statvfs) {
     });
 }
 
-fn home_of(users: &Users, user: &[u8]) -> Result<PathBuf, Failure> {
-    let own = std::env::var_os("HOME").map(PathBuf::from);
+fn home_of(server: &Server, user: &[u8]) -> Result<PathBuf, Failure> {
     if user.is_empty() {
-        return own.ok_or_else(|| Errno::ENOENT.into());
+        return server.home.clone().ok_or_else(|| Errno::ENOENT.into());
     }
     let user = std::str::from_utf8(user)
         .ok()
-        .and_then(|user| users.by_name(user));
+        .and_then(|user| server.users.by_name(user));
     user.map(|user| user.home)
         .ok_or_else(|| Errno::ENOENT.into())
 }
 
 /// `~`, `~/x`, `~user` and `~user/x`.
-fn expand(users: &Users, path: &Path) -> Result<PathBuf, Failure> {
+fn expand(server: &Server, path: &Path) -> Result<PathBuf, Failure> {
     let Some(rest) = path.as_os_str().as_bytes().strip_prefix(b"~") else {
         return Ok(path.to_owned());
     };
@@ -166,7 +168,7 @@ fn expand(users: &Users, path: &Path) -> Result<PathBuf, Failure> {
         .iter()
         .position(|byte| *byte != b'/')
         .and_then(|start| below.get(start..));
-    let home = home_of(users, user)?;
+    let home = home_of(server, user)?;
     Ok(below.map_or_else(
         || home.clone(),
         |below| home.join(std::ffi::OsStr::from_bytes(below)),

@@ -25,7 +25,10 @@ pub struct Directory {
     pub dots: std::slice::Iter<'static, &'static str>,
 }
 
-/// Handles; a client can open as many as the process may have descriptors.
+/// Most files and directories that a client may have open.
+pub const MOST_OPEN: usize = 4096;
+
+/// Handles.
 #[derive(Debug, Default)]
 pub struct Handles {
     open: Vec<Option<Open>>,
@@ -45,7 +48,11 @@ fn unknown() -> Failure {
 
 impl Handles {
     /// A handle for something open.
-    pub fn add(&mut self, open: Open) -> [u8; 4] {
+    ///
+    /// # Errors
+    /// When the client has too many already.
+    pub fn add(&mut self, open: Open) -> Result<[u8; 4], Failure> {
+        let full = self.open.len() == MOST_OPEN;
         let place = self
             .free
             .pop()
@@ -55,12 +62,13 @@ impl Handles {
                 *place = Some(open);
                 free
             }
+            None if full => return Err(nix::errno::Errno::EMFILE.into()),
             None => {
                 self.open.push(Some(open));
                 u32::try_from(self.open.len() - 1).unwrap_or(u32::MAX)
             }
         };
-        handle.to_be_bytes()
+        Ok(handle.to_be_bytes())
     }
 
     /// Closes.
@@ -98,13 +106,13 @@ mod tests {
     fn a_closed_handle_is_unknown_until_it_is_given_again() {
         let file = || Open::File(File::open("/dev/null").unwrap());
         let mut handles = Handles::default();
-        let (first, second) = (handles.add(file()), handles.add(file()));
+        let (first, second) = (handles.add(file()).unwrap(), handles.add(file()).unwrap());
         assert_ne!(first, second);
         handles.close(&first).unwrap();
         assert!(handles.file(&first).is_err());
         assert!(handles.close(&first).is_err());
         assert!(handles.file(&second).is_ok());
-        assert_eq!(handles.add(file()), first);
+        assert_eq!(handles.add(file()).unwrap(), first);
         assert!(handles.file(b"").is_err());
         assert!(handles.file(&[255; 4]).is_err());
     }

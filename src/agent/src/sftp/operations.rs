@@ -1,8 +1,11 @@
 //! The requests of version 3.
 
 use std::fs::{self, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -24,28 +27,48 @@ const CREATE: u32 = 8;
 const TRUNCATE: u32 = 0x10;
 const EXCLUSIVE: u32 = 0x20;
 
+/// What a new file or directory is denied, as sessions have it.
+const UMASK: u32 = 0o022;
+
 /// A directory's answer ends when it is this long.
 const NAMES_SIZE: usize = 32 * 1024;
 
 pub fn open(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    let path = fields.path()?;
+    let path = server.path(&mut fields)?;
     let flags = fields.u32()?;
     let attributes = Attributes::read(&mut fields)?;
     let has = |flag| flags & flag != 0;
+    let mode = attributes.new_mode(0o666) & !UMASK;
     let mut options = fs::OpenOptions::new();
     options
         .read(has(READ))
         .write(has(WRITE) && !has(APPEND))
         .append(has(APPEND))
-        .mode(attributes.new_mode(0o666));
+        .mode(mode);
     // Given to open(2) as they are: the standard library refuses combinations
-    // (such as creating a file for reading) that clients do send.
+    // (such as creating a file for reading) that clients do send. A pipe or a
+    // device must not hold the session up.
     let flag = |flag, bit| if has(flag) { bit } else { 0 };
-    options.custom_flags(
-        flag(CREATE, libc::O_CREAT) | flag(TRUNCATE, libc::O_TRUNC) | flag(EXCLUSIVE, libc::O_EXCL),
-    );
-    let file = options.open(path)?;
-    let handle = server.handles.add(Open::File(file));
+    let flags = flag(TRUNCATE, libc::O_TRUNC) | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = if has(CREATE) {
+        let new = options.custom_flags(flags | libc::O_CREAT | libc::O_EXCL);
+        match new.open(&path) {
+            Ok(file) => {
+                // The process's own umask may have taken more away.
+                file.set_permissions(fs::Permissions::from_mode(mode))?;
+                file
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && !has(EXCLUSIVE) => {
+                options.custom_flags(flags | libc::O_CREAT).open(&path)?
+            }
+            Err(error) => return Err(error.into()),
+        }
+    } else {
+        options
+            .custom_flags(flags | flag(EXCLUSIVE, libc::O_EXCL))
+            .open(&path)?
+    };
+    let handle = server.handles.add(Open::File(file))?;
     server
         .answers
         .packet(kind::HANDLE, id, |answers| answers.string(&handle));
@@ -97,12 +120,16 @@ fn attributes(server: &mut Server, id: u32, metadata: &Metadata) {
 }
 
 pub fn stat(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    attributes(server, id, &fs::metadata(fields.path()?)?);
+    attributes(server, id, &fs::metadata(server.path(&mut fields)?)?);
     Ok(())
 }
 
 pub fn lstat(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    attributes(server, id, &fs::symlink_metadata(fields.path()?)?);
+    attributes(
+        server,
+        id,
+        &fs::symlink_metadata(server.path(&mut fields)?)?,
+    );
     Ok(())
 }
 
@@ -116,8 +143,8 @@ pub fn fstat(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
 }
 
 pub fn setstat(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    let path = fields.path()?;
-    Attributes::read(&mut fields)?.apply(path)?;
+    let path = server.path(&mut fields)?;
+    Attributes::read(&mut fields)?.apply(&path)?;
     server.ok(id);
     Ok(())
 }
@@ -134,14 +161,14 @@ pub fn fsetstat(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
 }
 
 pub fn opendir(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    let path = fields.path()?;
-    let entries = fs::read_dir(path)?;
+    let path = server.path(&mut fields)?;
+    let entries = fs::read_dir(&path)?;
     let directory = Directory {
-        path: path.to_owned(),
+        path,
         entries,
         dots: [".", ".."].iter(),
     };
-    let handle = server.handles.add(Open::Directory(directory));
+    let handle = server.handles.add(Open::Directory(directory))?;
     server
         .answers
         .packet(kind::HANDLE, id, |answers| answers.string(&handle));
@@ -153,6 +180,7 @@ pub fn readdir(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
         handles,
         users,
         answers,
+        ..
     } = server;
     let Open::Directory(directory) = handles.get(fields.string()?)? else {
         return Err(Errno::EBADF.into());
@@ -192,21 +220,22 @@ pub fn readdir(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
 }
 
 pub fn remove(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    fs::remove_file(fields.path()?)?;
+    fs::remove_file(server.path(&mut fields)?)?;
     server.ok(id);
     Ok(())
 }
 
 pub fn mkdir(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    let path = fields.path()?;
-    let mode = Attributes::read(&mut fields)?.new_mode(0o777);
-    fs::DirBuilder::new().mode(mode).create(path)?;
+    let path = server.path(&mut fields)?;
+    let mode = Attributes::read(&mut fields)?.new_mode(0o777) & !UMASK;
+    fs::DirBuilder::new().mode(mode).create(&path)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
     server.ok(id);
     Ok(())
 }
 
 pub fn rmdir(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    fs::remove_dir(fields.path()?)?;
+    fs::remove_dir(server.path(&mut fields)?)?;
     server.ok(id);
     Ok(())
 }
@@ -237,7 +266,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Failure> {
 }
 
 pub fn realpath(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    let path = resolve(fields.path()?)?;
+    let path = resolve(&server.path(&mut fields)?)?;
     name(&mut server.answers, id, &path);
     Ok(())
 }
@@ -245,14 +274,20 @@ pub fn realpath(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
 /// Renames, and never over something that exists: for that there is
 /// posix-rename@openssh.com.
 pub fn rename(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    let (from, to) = (fields.path()?, fields.path()?);
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+    let (from, to) = (server.path(&mut fields)?, server.path(&mut fields)?);
+    match renameat2(
+        AT_FDCWD,
+        &from,
+        AT_FDCWD,
+        &to,
+        RenameFlags::RENAME_NOREPLACE,
+    ) {
         // The file system (or the kernel) has no such rename.
         Err(Errno::EINVAL | Errno::ENOSYS) => {
-            if fs::symlink_metadata(to).is_ok() {
+            if fs::symlink_metadata(&to).is_ok() {
                 return Err(Errno::EEXIST.into());
             }
-            fs::rename(from, to)?;
+            fs::rename(&from, &to)?;
         }
         result => result?,
     }
@@ -261,7 +296,7 @@ pub fn rename(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
 }
 
 pub fn readlink(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    let target = fs::read_link(fields.path()?)?;
+    let target = fs::read_link(server.path(&mut fields)?)?;
     name(&mut server.answers, id, &target);
     Ok(())
 }
@@ -269,7 +304,7 @@ pub fn readlink(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
 /// Makes a link. The target comes first, which is not the draft's order but
 /// everybody's (OpenSSH PROTOCOL section 4.1).
 pub fn symlink(server: &mut Server, id: u32, mut fields: Fields<'_>) -> Done {
-    let (target, link) = (fields.path()?, fields.path()?);
+    let (target, link) = (fields.path()?, server.path(&mut fields)?);
     std::os::unix::fs::symlink(target, link)?;
     server.ok(id);
     Ok(())

@@ -1,6 +1,7 @@
 //! Packets in, packets out.
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 
 use super::extensions;
 use super::handles::Handles;
@@ -15,7 +16,7 @@ const VERSION: u32 = 3;
 const READ_SIZE: usize = 256 * 1024;
 /// Answers are written when this many bytes have gathered, or when nothing
 /// more is there to be answered.
-const WRITE_SIZE: usize = 256 * 1024;
+pub(super) const WRITE_SIZE: usize = 256 * 1024;
 
 /// Why the server ended before its client did.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,10 @@ pub enum SftpError {
 /// State of one client's session.
 #[derive(Debug)]
 pub struct Server {
+    /// What relative paths begin at; empty: the process's own directory.
+    pub directory: PathBuf,
+    /// The user's home.
+    pub home: Option<PathBuf>,
     /// What it has open.
     pub handles: Handles,
     /// Names of owners.
@@ -49,11 +54,8 @@ pub struct Server {
 /// # Errors
 /// When the transport fails, or the client sends what is no packet.
 pub fn serve(mut input: impl Read, mut output: impl Write) -> Result<(), SftpError> {
-    let mut server = Server {
-        handles: Handles::default(),
-        users: Users::system(),
-        answers: Answers::default(),
-    };
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let mut server = Server::new(PathBuf::new(), home);
     // Requests that have arrived are between `start` and `end`.
     let mut buffer = vec![0; MAX_PACKET + READ_SIZE];
     let (mut start, mut end) = (0, 0);
@@ -111,11 +113,11 @@ fn flush(answers: &mut Answers, output: &mut impl Write) -> Result<(), SftpError
 }
 
 /// A packet without its length, and what follows it.
-type Split<'a> = (&'a [u8], &'a [u8]);
+pub(super) type Split<'a> = (&'a [u8], &'a [u8]);
 
 /// The first packet of `bytes`, without its length, and what follows it; none
 /// when it is not all there.
-fn split_packet(bytes: &[u8]) -> Result<Option<Split<'_>>, SftpError> {
+pub(super) fn split_packet(bytes: &[u8]) -> Result<Option<Split<'_>>, SftpError> {
     let mut fields = Fields(bytes);
     let Ok(length) = fields.u32() else {
         return Ok(None);
@@ -128,8 +130,25 @@ fn split_packet(bytes: &[u8]) -> Result<Option<Split<'_>>, SftpError> {
 }
 
 impl Server {
+    /// A session that begins in `directory`.
+    #[must_use]
+    pub fn new(directory: PathBuf, home: Option<PathBuf>) -> Self {
+        Self {
+            directory,
+            home,
+            handles: Handles::default(),
+            users: Users::system(),
+            answers: Answers::default(),
+        }
+    }
+
+    /// The path that is the next field.
+    pub(super) fn path(&self, fields: &mut Fields<'_>) -> Result<PathBuf, Truncated> {
+        Ok(self.directory.join(fields.path()?))
+    }
+
     /// Answers one packet.
-    fn handle(&mut self, packet: &[u8]) -> Result<(), SftpError> {
+    pub(super) fn handle(&mut self, packet: &[u8]) -> Result<(), SftpError> {
         let mut fields = Fields(packet);
         let head = |_: Truncated| SftpError::Protocol("a packet has no type or number");
         let kind = fields.u8().map_err(head)?;

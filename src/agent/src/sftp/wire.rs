@@ -178,6 +178,11 @@ impl Answers {
     pub fn clear(&mut self) {
         self.0.clear();
     }
+
+    /// The bytes so far, to be sent.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.0)
+    }
 }
 
 #[cfg(test)]

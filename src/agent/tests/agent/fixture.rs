@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
+use vendetta_proto::rpc::{Answer, Request, SUBSYSTEM};
 use vendetta_sshio::keys::PrivateKey;
 
 /// The longest any wait of a test may take.
@@ -58,6 +59,7 @@ impl Agent {
             services: BTreeMap::new(),
             host_ports: BTreeMap::new(),
             log_dir: None,
+            own_network: false,
         };
         change(&mut config);
         write_private(&at("agent.json"), &serde_json::to_vec(&config).unwrap());
@@ -83,11 +85,24 @@ impl Agent {
             }
         };
         command.args(["serve", "--config"]).arg(at("agent.json"));
-        let log = std::fs::File::create(at("log")).unwrap();
+        let log = std::fs::File::create(at("agent.log")).unwrap();
         let process = command.stdin(Stdio::null()).stderr(log).spawn().unwrap();
         let agent = Self { directory, process };
         wait_until("the agent serves", || agent.log().contains("serving"));
         agent
+    }
+
+    /// Starts the agent again, after it has ended.
+    pub fn restart(&mut self) {
+        let log = std::fs::File::create(self.path("agent.log")).unwrap();
+        self.process = Command::new(env!("CARGO_BIN_EXE_vendetta-agent"))
+            .args(["serve", "--config"])
+            .arg(self.path("agent.json"))
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        wait_until("the agent serves again", || self.log().contains("serving"));
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -95,7 +110,7 @@ impl Agent {
     }
 
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+        std::fs::read_to_string(self.path("agent.log")).unwrap_or_default()
     }
 
     /// `program` (ssh, scp, sftp) with this agent as the host `ws`.
@@ -124,6 +139,56 @@ impl Agent {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// What the agent answers to a request that ends by itself.
+    pub fn ask(&self, request: &Request) -> Vec<Answer> {
+        let line = serde_json::to_string(request).unwrap();
+        self.ask_raw(&line)
+    }
+
+    /// What it answers to any text.
+    pub fn ask_raw(&self, line: &str) -> Vec<Answer> {
+        let mut watch = self.watch_raw(line);
+        let mut answers = Vec::new();
+        while let Some(answer) = watch.next() {
+            answers.push(answer);
+        }
+        assert!(finish(&mut watch.client).success());
+        answers
+    }
+
+    /// Follows the answers to a request.
+    pub fn watch(&self, request: &Request) -> Watch {
+        self.watch_raw(&serde_json::to_string(request).unwrap())
+    }
+
+    fn watch_raw(&self, line: &str) -> Watch {
+        let mut client = self
+            .ssh()
+            .args(["-s", "ws", SUBSYSTEM])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = client.stdin.take().unwrap();
+        // The agent may have answered, and the client ended, before it has all of it.
+        let _ = writeln!(stdin, "{line}");
+        let stdout = BufReader::new(client.stdout.take().unwrap());
+        let (sender, answers) = std::sync::mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            for line in stdout.lines() {
+                let answer = serde_json::from_str(&line.unwrap()).unwrap();
+                if sender.send(answer).is_err() {
+                    return;
+                }
+            }
+        });
+        Watch {
+            client,
+            answers,
+            _stdin: stdin,
+        }
+    }
+
     pub fn terminate(&self) {
         let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -144,6 +209,33 @@ impl Drop for Agent {
         if std::thread::panicking() {
             eprintln!("--- log of the agent ---\n{}", self.log());
         }
+    }
+}
+
+/// A client that follows answers.
+pub struct Watch {
+    client: Child,
+    answers: std::sync::mpsc::Receiver<Answer>,
+    /// The client goes on as long as this is open.
+    _stdin: std::process::ChildStdin,
+}
+
+impl Watch {
+    /// The next answer; none when the channel has ended.
+    pub fn next(&mut self) -> Option<Answer> {
+        use std::sync::mpsc::RecvTimeoutError;
+        match self.answers.recv_timeout(PATIENCE) {
+            Ok(answer) => Some(answer),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("the agent does not answer"),
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
     }
 }
 

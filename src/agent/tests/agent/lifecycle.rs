@@ -193,7 +193,7 @@ fn bad_configurations_are_refused_with_their_reason() {
         "has version 9",
     );
     refused(
-        r#"{"version":1,"workspace":"w","host_key":"nonsense","gateway_keys":[],"listen":"/x"}"#,
+        r#"{"version":2,"workspace":"w","host_key":"nonsense","gateway_keys":[],"listen":"/x"}"#,
         "host_key is not usable",
     );
     std::fs::remove_file(&file).unwrap();

@@ -17,5 +17,6 @@ mod fixture;
 mod files;
 mod forwards;
 mod lifecycle;
+mod services;
 mod sessions;
 mod terminals;

@@ -3,6 +3,7 @@
 //! clone of a repository).
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,15 @@ use crate::workspace::AgentTarget;
 /// How long an agent may take to answer a request that it can answer at once.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long an agent may take to say whether it could dial; longer than it
+/// tries each of two addresses itself.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(45);
+
 /// SSH_EXTENDED_DATA_STDERR (RFC 4254 section 5.2).
 const STDERR: u32 = 1;
+
+/// A connection made inside an environment.
+pub type Dialled = Channel<client::Msg>;
 
 /// A connection to an agent.
 pub struct AgentClient {
@@ -79,6 +87,7 @@ impl AgentClient {
             Ok(opened) => opened.map_err(|source| self.failed(source)),
             Err(_) => Err(AgentError::TimedOut {
                 workspace: self.workspace.clone(),
+                limit: ANSWER_TIMEOUT,
             }),
         }
     }
@@ -93,7 +102,7 @@ impl AgentClient {
             serde_json::to_vec(request).map_err(|error| self.garbled(error.to_string()))?;
         line.push(b'\n');
         let asked = async {
-            channel.request_subsystem(false, SUBSYSTEM).await?;
+            channel.request_subsystem(true, SUBSYSTEM).await?;
             channel.data_bytes(line).await
         };
         asked.await.map_err(|source| self.failed(source))?;
@@ -117,6 +126,37 @@ impl AgentClient {
             Ok(Err(error)) => Err(error),
             Err(_) => Err(AgentError::TimedOut {
                 workspace: self.workspace.clone(),
+                limit: ANSWER_TIMEOUT,
+            }),
+        }
+    }
+
+    /// Whether the connection is lost.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.handle.is_closed()
+    }
+
+    /// Opens a connection from inside the environment to `host`:`port`, for
+    /// somebody at `peer`.
+    ///
+    /// # Errors
+    /// When nothing accepts there, or the agent cannot be asked.
+    pub async fn dial(
+        &self,
+        host: &str,
+        port: u16,
+        peer: SocketAddr,
+    ) -> Result<Dialled, AgentError> {
+        let (from, from_port) = (peer.ip().to_string(), peer.port());
+        let opening =
+            self.handle
+                .channel_open_direct_tcpip(host, port.into(), from, from_port.into());
+        match tokio::time::timeout(DIAL_TIMEOUT, opening).await {
+            Ok(opened) => opened.map_err(|source| self.failed(source)),
+            Err(_) => Err(AgentError::TimedOut {
+                workspace: self.workspace.clone(),
+                limit: ANSWER_TIMEOUT,
             }),
         }
     }
@@ -186,6 +226,9 @@ impl Answers {
             match self.channel.wait().await {
                 Some(ChannelMsg::Data { data }) => self.buffer.extend_from_slice(&data),
                 Some(ChannelMsg::Eof | ChannelMsg::Close) => self.ended = true,
+                Some(ChannelMsg::Failure) => {
+                    return Err(self.client.garbled("it does not know the request"));
+                }
                 Some(_) => {}
                 None => return Err(self.client.failed(russh::Error::Disconnect)),
             }

@@ -94,10 +94,12 @@ pub enum AgentError {
         not_found: bool,
     },
     /// Nothing came in time.
-    #[error("the agent of workspace {workspace} did not answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    #[error("the agent of workspace {workspace} did not answer within {} s", limit.as_secs())]
     TimedOut {
         /// The workspace.
         workspace: String,
+        /// How long was waited.
+        limit: Duration,
     },
 }
 
@@ -378,6 +380,7 @@ impl Pool {
             .unwrap_or_else(|_| {
                 Err(AgentError::TimedOut {
                     workspace: workspace(),
+                    limit: CONNECT_TIMEOUT,
                 })
             })
     }

@@ -3,23 +3,25 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::IsTerminal as _;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
 use super::Failure;
 use super::address::{self, Address};
-use crate::config::project;
+use super::connect::{self, Connect};
+use super::project::LocalConfig;
 use crate::control::command::Command;
+use crate::control::config::ConfigCommand;
 use crate::control::key::KeyCommand;
 use crate::control::user::UserCommand;
 use crate::control::workspace::WorkspaceCommand;
 
 /// The login name of the control plane.
-const LOGIN: &str = vendetta_proto::name::RESERVED;
+pub(super) const LOGIN: &str = vendetta_proto::name::RESERVED;
 
 /// ssh's own failures.
-const SSH_FAILED: i32 = 255;
+pub(super) const SSH_FAILED: i32 = 255;
 
 /// The words that go to the gateway: those after our own flags, which come first.
 pub(super) fn without_own_flags(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
@@ -71,12 +73,20 @@ pub(super) fn run(
                 "control commands are UTF-8",
             )
         })?;
-    if let Command::Workspace(WorkspaceCommand::Connect { target, user }) = command {
-        let login = match user {
-            Some(user) => format!("{}+{user}", target.name()),
-            None => target.name().to_owned(),
+    if let Command::Workspace(WorkspaceCommand::Connect {
+        target,
+        user,
+        no_forward,
+        forward_only,
+    }) = command
+    {
+        let connect = Connect {
+            workspace: target.name(),
+            user: user.as_deref(),
+            forward: !no_forward,
+            shell: !forward_only,
         };
-        return Err(connect(&address, to, &login));
+        return connect::run(&address, to, &connect);
     }
     let input = input(
         command,
@@ -112,11 +122,7 @@ pub(super) fn run(
     let is_exec = matches!(command, Command::Workspace(WorkspaceCommand::Exec { .. }));
     match (status.code(), status.signal()) {
         // A command in a workspace may end with 255 itself.
-        (Some(SSH_FAILED), _) if !is_exec => Err(Failure::new(
-            5,
-            format!("ssh could not run this on the gateway {address}"),
-            "is it running (vendetta serve), is it the right one (--gateway), is your key registered there?",
-        )),
+        (Some(SSH_FAILED), _) if !is_exec => Err(gateway_failed(&address)),
         (Some(code), _) => Ok(u8::try_from(code).unwrap_or(70)),
         (None, signal) => Ok(u8::try_from(128 + signal.unwrap_or(0)).unwrap_or(70)),
     }
@@ -133,7 +139,7 @@ pub(super) fn line(words: &[String]) -> Result<String, Failure> {
     })
 }
 
-fn destination(ssh: &mut Process, address: &Address, login: &str) {
+pub(super) fn destination(ssh: &mut Process, address: &Address, login: &str) {
     if let Some(port) = address.port {
         ssh.arg("-p").arg(port.to_string());
     }
@@ -141,7 +147,7 @@ fn destination(ssh: &mut Process, address: &Address, login: &str) {
     ssh.arg("--").arg(format!("{login}@{}", address.host));
 }
 
-fn not_run(error: &std::io::Error) -> Failure {
+pub(super) fn not_run(error: &std::io::Error) -> Failure {
     if error.kind() == std::io::ErrorKind::NotFound {
         Failure::new(
             5,
@@ -153,45 +159,30 @@ fn not_run(error: &std::io::Error) -> Failure {
     }
 }
 
-/// Becomes `ssh LOGIN@gateway`; returns only when that fails.
-fn connect(address: &Address, to: To<'_>, login: &str) -> Failure {
-    let mut ssh = Process::new("ssh");
-    if to.forward_agent {
-        ssh.arg("-A");
-    }
-    if std::io::stdin().is_terminal() {
-        ssh.arg("-t");
-    }
-    destination(&mut ssh, address, login);
-    not_run(&ssh.exec())
+/// That ssh itself failed.
+pub(super) fn gateway_failed(address: &Address) -> Failure {
+    Failure::new(
+        5,
+        format!("ssh could not run this on the gateway {address}"),
+        "is it running (vendetta serve), is it the right one (--gateway), is your key registered there?",
+    )
 }
 
 /// What the command reads; a project config is found, and the words say that it comes on stdin.
 fn input(command: &Command, words: &mut Vec<String>, dir: &Path) -> Result<Input, Failure> {
     match command {
         Command::Workspace(WorkspaceCommand::Create(create)) => {
-            let path = match create.config.as_deref() {
-                Some("-") => return Ok(Input::Ours),
-                Some(path) => {
-                    replace_config(words);
-                    PathBuf::from(path)
-                }
-                None => match upward(dir) {
-                    Some(path) => {
-                        super::tell(&format!("vendetta: using {}\n", path.display()));
-                        insert_config(words);
-                        path
-                    }
-                    None => return Ok(Input::Nothing),
-                },
-            };
-            File::open(&path).map(Input::File).map_err(|error| {
-                Failure::new(
-                    2,
-                    format!("{}: {error}", path.display()),
-                    "give the project config with --config FILE",
-                )
-            })
+            config_input(create.config.as_deref(), "create", words, dir)
+        }
+        Command::Config(ConfigCommand::Check { config }) => {
+            match config_input(config.as_deref(), "check", words, dir)? {
+                Input::Nothing => Err(Failure::new(
+                    3,
+                    "there is no project config here or in a directory above",
+                    "give it with --config FILE",
+                )),
+                input => Ok(input),
+            }
         }
         Command::Workspace(WorkspaceCommand::Exec { .. }) => Ok(Input::Ours),
         Command::Key(KeyCommand::Add { key, .. }) if key.is_empty() || *key == ["-"] => {
@@ -202,11 +193,29 @@ fn input(command: &Command, words: &mut Vec<String>, dir: &Path) -> Result<Input
     }
 }
 
-/// The project config of the directory or of the nearest one above it.
-fn upward(dir: &Path) -> Option<PathBuf> {
-    dir.ancestors()
-        .map(|dir| dir.join(project::PATH))
-        .find(|path| path.is_file())
+/// The project config that `flag` names, else the nearest one above `dir`.
+fn config_input(
+    flag: Option<&str>,
+    verb: &str,
+    words: &mut Vec<String>,
+    dir: &Path,
+) -> Result<Input, Failure> {
+    let config = match flag {
+        Some("-") => return Ok(Input::Ours),
+        Some(path) => {
+            replace_config(words);
+            LocalConfig::at(&dir.join(path))
+        }
+        None => match LocalConfig::upward(dir) {
+            Some(config) => {
+                super::tell(&format!("vendetta: using {}\n", config.path().display()));
+                insert_config(words, verb);
+                config
+            }
+            None => return Ok(Input::Nothing),
+        },
+    };
+    config.open().map(Input::File)
 }
 
 /// Makes the value of `--config` "-".
@@ -222,9 +231,9 @@ fn replace_config(words: &mut [String]) {
     }
 }
 
-/// Adds `--config -` behind "create".
-fn insert_config(words: &mut Vec<String>) {
-    if let Some(at) = words.iter().position(|word| word == "create") {
+/// Adds `--config -` behind the verb.
+fn insert_config(words: &mut Vec<String>, verb: &str) {
+    if let Some(at) = words.iter().position(|word| word == verb) {
         words.splice(at + 1..at + 1, ["--config".to_owned(), "-".to_owned()]);
     }
 }
@@ -256,18 +265,9 @@ mod tests {
     }
 
     #[test]
-    fn the_project_config_is_found_upward_and_sent_on_stdin() {
-        let dir = tempfile::tempdir().unwrap();
-        let deep = dir.path().join("src/deep");
-        std::fs::create_dir_all(&deep).unwrap();
-        std::fs::create_dir(dir.path().join(".vendetta")).unwrap();
-        assert_eq!(upward(&deep), None);
-        let path = dir.path().join(project::PATH);
-        std::fs::write(&path, "").unwrap();
-        assert_eq!(upward(&deep), Some(path));
-
+    fn the_words_say_that_the_project_config_comes_on_stdin() {
         let mut line = words(&["workspace", "--json", "create", "create", "--up"]);
-        insert_config(&mut line);
+        insert_config(&mut line, "create");
         assert_eq!(
             line,
             words(&[

@@ -1,7 +1,8 @@
 //! The gateway's own configuration. `config/vendetta.toml` shows every key with
 //! its default; docs/configuration.md says which key serves what.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -36,10 +37,14 @@ pub struct Config {
     pub ssh: Ssh,
     /// The Docker engine of the gateway's own machine.
     pub docker: Docker,
+    /// The Incus or LXD of the gateway's own machine.
+    pub lxc: Lxc,
     /// Machines of QEMU, on all nodes.
     pub qemu: Qemu,
     /// The gateway's own machine as a node.
     pub local: Local,
+    /// Ports of the gateway's own machine that lead into workspaces.
+    pub ports: Ports,
     /// Metrics for Prometheus.
     pub metrics: Metrics,
 }
@@ -57,8 +62,10 @@ impl Default for Config {
             limits: Limits::default(),
             ssh: Ssh::default(),
             docker: Docker::default(),
+            lxc: Lxc::default(),
             qemu: Qemu::default(),
             local: Local::default(),
+            ports: Ports::default(),
             metrics: Metrics::default(),
         }
     }
@@ -173,6 +180,8 @@ pub struct Limits {
     pub auth_attempts: usize,
     /// Channels that a connection may have open at once.
     pub channels_per_connection: usize,
+    /// Bytes of a project that may be sent with its config, to build an image from.
+    pub upload_bytes: usize,
 }
 
 impl Default for Limits {
@@ -183,6 +192,7 @@ impl Default for Limits {
             login_grace_seconds: 60,
             auth_attempts: 10,
             channels_per_connection: 256,
+            upload_bytes: 64 << 20,
         }
     }
 }
@@ -261,6 +271,14 @@ impl Default for Docker {
     }
 }
 
+/// The Incus or LXD of the gateway's own machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lxc {
+    /// Path of the engine's socket; none: looked for where both usually listen.
+    pub socket: Option<PathBuf>,
+}
+
 /// Machines of QEMU, on all nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -269,9 +287,22 @@ pub struct Qemu {
     pub debian_images: String,
     /// Where Ubuntu publishes its cloud images, or a mirror of it.
     pub ubuntu_images: String,
-    /// Directories of a node whose files workspaces may be made from; empty: any
-    /// disk image that the gateway's user on the node may read.
+    /// Directories of a node whose files may be given as an image by their path.
     pub image_dirs: Vec<PathBuf>,
+    /// What machines reach.
+    pub network: MachineNetwork,
+}
+
+/// What a machine reaches by its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineNetwork {
+    /// All that a program of the gateway's user on the node reaches, the node's
+    /// loopback included.
+    #[default]
+    User,
+    /// Nothing.
+    None,
 }
 
 impl Default for Qemu {
@@ -279,7 +310,8 @@ impl Default for Qemu {
         Self {
             debian_images: "https://cloud.debian.org/images/cloud".to_owned(),
             ubuntu_images: "https://cloud-images.ubuntu.com".to_owned(),
-            image_dirs: Vec::new(),
+            image_dirs: vec![PathBuf::from("/var/lib/vendetta/images")],
+            network: MachineNetwork::default(),
         }
     }
 }
@@ -291,6 +323,52 @@ pub struct Local {
     /// Whether workspaces of the provider `host` may run here. They are not
     /// isolated: whoever may create one has the rights of the gateway's user.
     pub allow_host: bool,
+}
+
+/// Ports of the gateway's own machine that lead into workspaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ports {
+    /// Those that are given to services and ports without a wish.
+    pub range: PortRange,
+    /// The address that they are on.
+    pub bind: IpAddr,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self {
+            range: PortRange(20000..=29999),
+            bind: Ipv4Addr::LOCALHOST.into(),
+        }
+    }
+}
+
+/// Ports from one to another, both included, written `"FIRST-LAST"`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortRange(pub RangeInclusive<u16>);
+
+impl TryFrom<String> for PortRange {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let ports = text.split_once('-').and_then(|(first, last)| {
+            let port = |text: &str| text.trim().parse::<u16>().ok();
+            Some(port(first)?..=port(last)?)
+        });
+        match ports {
+            Some(ports) if !ports.is_empty() && *ports.start() >= 1024 => Ok(Self(ports)),
+            _ => Err(format!(
+                "{text:?} is not a range of ports from 1024 to 65535, such as \"20000-29999\""
+            )),
+        }
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(PortRange(ports): PortRange) -> Self {
+        format!("{}-{}", ports.start(), ports.end())
+    }
 }
 
 /// Metrics for Prometheus.
@@ -377,10 +455,12 @@ impl Config {
         }
         let image_dirs = self.qemu.image_dirs.iter();
         for (key, path) in [
-            ("state_dir", &self.state_dir),
-            ("docker.socket", &self.docker.socket),
+            ("state_dir", Some(&self.state_dir)),
+            ("docker.socket", Some(&self.docker.socket)),
+            ("lxc.socket", self.lxc.socket.as_ref()),
         ]
         .into_iter()
+        .filter_map(|(key, path)| Some((key, path?)))
         .chain(image_dirs.map(|path| ("qemu.image_dirs", path)))
         {
             if !path.is_absolute() {

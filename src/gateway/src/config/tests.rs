@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Config, LogLevel, project};
+use super::{Config, LogLevel, Project, project};
 
 const EXAMPLE: &str = include_str!("../../../../config/vendetta.toml");
 
@@ -58,7 +58,7 @@ fn the_example_names_every_key_with_its_default() {
     let default = Config::default();
     assert!(config.advertise.take().is_some() && config.agent_dir.take().is_some());
     config.state_dir.clone_from(&default.state_dir);
-    assert!(config.metrics.listen.take().is_some());
+    assert!(config.metrics.listen.take().is_some() && config.lxc.socket.take().is_some());
     assert_eq!(config, default);
 }
 
@@ -179,7 +179,8 @@ fn a_project_config_is_read_whole() {
         "config.yaml",
         b"name: my-project\nprovider: docker\ndocker: {image: \"ubuntu:22.04\"}\nenv: {RUST_LOG: info}\n",
     )
-    .unwrap();
+    .unwrap()
+    .config;
     assert_eq!(config.name.unwrap().as_str(), "my-project");
     assert_eq!(config.env["RUST_LOG"], "info");
 }
@@ -228,4 +229,66 @@ fn an_alias_bomb_costs_nothing_and_is_refused() {
     let deep = format!("env: {}1{}", "[".repeat(100_000), "]".repeat(100_000));
     project::parse("config.yaml", deep.as_bytes()).unwrap_err();
     project::parse("config.yaml", &vec![b'#'; project::MAX_SIZE + 1]).unwrap_err();
+}
+
+#[test]
+fn a_range_of_ports_has_a_first_and_a_last_one_that_need_no_privileges() {
+    let of = |range: &str| Config::parse("g.toml", &format!("[ports]\nrange = \"{range}\"\n"));
+    let ports = of("30000-30099").unwrap().ports;
+    assert_eq!(ports.range.0, 30000..=30099);
+    assert_eq!(String::from(ports.range), "30000-30099");
+    for wrong in ["30000", "30001-30000", "80-90", "1024-70000", "-", ""] {
+        let error = of(wrong).unwrap_err();
+        assert_eq!(error.at, Some((2, 9)), "{wrong}: {error}");
+        assert!(error.to_string().contains("20000-29999"), "{error}");
+    }
+}
+
+#[test]
+fn what_a_check_says_is_shown_at_the_key_or_the_nearest_above_it() {
+    let text = "\
+name: x
+docker: {image: y, volumes: {a: /a}}
+services:
+  web:
+    command: &run serve
+    health_check: /health
+    depends_on: [db,
+      cache]
+  ü:
+    command: *run
+ports:
+- 80
+";
+    let project = project::parse("config.yaml", text.as_bytes());
+    // Not every name here is one; the places are those of the text all the same.
+    assert_eq!(project.unwrap_err().at, Some((9, 3)));
+    let text = text.replace("  ü:", "  u:");
+    let project = project::parse("config.yaml", text.as_bytes()).unwrap();
+    for (key, at) in [
+        ("name", (1, 7)),
+        ("docker", (2, 1)),
+        ("docker.volumes.a", (2, 33)),
+        ("services.web", (4, 3)),
+        ("services.web.health_check", (6, 19)),
+        ("services.web.health_check.http", (6, 19)),
+        ("services.web.depends_on", (7, 5)),
+        ("services.web.depends_on.1", (8, 7)),
+        ("services.web.port", (4, 3)),
+        ("services.u.command", (10, 14)),
+        ("ports.0", (12, 3)),
+    ] {
+        let key: Vec<String> = key.split('.').map(str::to_owned).collect();
+        let refused = project
+            .refuse(&key, "it is wrong".to_owned(), None)
+            .unwrap();
+        assert_eq!(refused.at, Some(at), "{key:?}");
+    }
+    let refused = project.refuse(&[], "it is wrong".to_owned(), None).unwrap();
+    assert_eq!((refused.at, refused.file.as_str()), (None, "config.yaml"));
+    assert!(
+        Project::default()
+            .refuse(&[], String::new(), None)
+            .is_none()
+    );
 }

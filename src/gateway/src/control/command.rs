@@ -4,6 +4,7 @@
 use clap::{Parser, Subcommand};
 use serde_json::{Map, Value};
 
+use super::config::ConfigCommand;
 use super::failure::Failure;
 use super::io::Console;
 use super::key::KeyCommand;
@@ -52,6 +53,14 @@ pub enum Command {
         after_help = "Examples:\n  ssh vendetta workspace create my-project --image ubuntu:22.04 --up\n  ssh vendetta workspace list"
     )]
     Workspace(WorkspaceCommand),
+
+    /// Check project configs
+    #[command(
+        subcommand,
+        arg_required_else_help = true,
+        after_help = "Examples:\n  ssh vendetta config check --config - < .vendetta/config.yaml\n  vendetta config check"
+    )]
+    Config(ConfigCommand),
 
     /// Manage who may use the gateway
     #[command(
@@ -154,6 +163,7 @@ impl Command {
     pub(super) async fn run(self, session: &mut Session<'_>) -> Result<Done, Failure> {
         match self {
             Self::Workspace(command) => command.run(session).await,
+            Self::Config(command) => command.run(session).await,
             Self::User(command) => command.run(session).await,
             Self::Key(command) => command.run(session).await,
             Self::Node(command) => command.run(session).await,

@@ -122,8 +122,8 @@ mod tests {
     #[test]
     fn commands_flags_values_and_names_are_completed() {
         assert_eq!(words("work"), ["workspace"]);
-        assert_eq!(words("workspace re"), ["rebuild"]);
-        assert_eq!(words("help workspace re"), ["rebuild"]);
+        assert_eq!(words("workspace reb"), ["rebuild"]);
+        assert_eq!(words("help workspace re"), ["rebuild", "restart"]);
         assert_eq!(words("workspace up b"), ["blog", "bot"]);
         assert_eq!(words("workspace up --json bl"), ["blog"]);
         assert_eq!(words("workspace create x --prov"), ["--provider"]);

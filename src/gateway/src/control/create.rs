@@ -3,22 +3,21 @@
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use serde_json::json;
-use vendetta_proto::spec::{AutoUp, ProjectConfig, ProviderKind, Remote};
+use vendetta_proto::spec::{AutoUp, ProviderKind, Remote};
 use vendetta_proto::value::ByteSize;
 use vendetta_proto::{NodeName, WorkspaceName};
 
 use super::command::{Done, Session};
+use super::config::read_config;
 use super::failure::Failure;
 use super::lifecycle::{self, Change};
 use super::node::{self, permit};
-use super::progress::result_line;
 use super::text::printable;
 use super::workspace::find;
 use crate::access::Action;
-use crate::config::project;
 use crate::inventory::{Address, InvalidAddress, NewNode};
 use crate::store::NodeRow;
-use crate::workspace::{ErrorKind, Overrides};
+use crate::workspace::{ErrorKind, Overrides, Spec, Wrong, is_variable_name};
 
 /// Flags of `workspace create`; each wins over the project config.
 #[derive(Debug, Args)]
@@ -84,18 +83,12 @@ fn variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// POSIX.1 Environment Variables, section 8.1.
-fn is_variable_name(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        && !name.starts_with(|first: char| first.is_ascii_digit())
-}
-
 impl Create {
     pub(super) async fn run(self, session: &mut Session<'_>) -> Result<Done, Failure> {
-        let config = self.read_config(session).await?;
+        let name = self.name.as_ref().map(WorkspaceName::as_str);
+        let sent = read_config(session, "workspace create", self.config.as_deref(), name).await?;
+        let project = &sent.project;
+        let config = &project.config;
         let remote = remote(session, self.remote.as_deref(), config.remote.as_ref()).await?;
         let overrides = Overrides {
             provider: self.provider,
@@ -107,14 +100,27 @@ impl Create {
             env: self.env,
             auto_up: self.auto_up,
         };
+        let spec = Spec::resolve(config.clone(), overrides.clone());
+        let spec = spec.map_err(|wrong| {
+            let flag = overrides.say(&wrong.key);
+            Failure::wrong(project, wrong, flag)
+        })?;
+        let context = match spec.build() {
+            Some(build) => match sent.context(build)? {
+                Some(context) => Some(context),
+                None => return Err(Failure::wrong(project, no_files(), false)),
+            },
+            None => None,
+        };
         let control = session.control;
         let status = control
             .workspaces
-            .create(&session.caller.principal, self.name, config, overrides)
+            .create(&session.caller.principal, self.name, spec, context)
             .await?;
-        for part in &status.inactive {
+        let not_honoured = project.not_honoured.iter().map(ToString::to_string);
+        for part in not_honoured.chain(status.inactive.iter().cloned()) {
             session
-                .note(&format!("note: {}\n", printable(part)))
+                .note(&format!("note: {}\n", printable(&part)))
                 .await?;
         }
         let name = status.name.as_str();
@@ -126,10 +132,13 @@ impl Create {
             return lifecycle::follow(session, &workspace, Change::Up).await;
         }
         if session.json {
-            session
-                .console
-                .out(&result_line("workspace", &status))
-                .await?;
+            let mut result = json!({ "event": "result", "workspace": status });
+            if !project.not_honoured.is_empty()
+                && let Some(result) = result.as_object_mut()
+            {
+                result.insert("not_honoured".to_owned(), json!(project.not_honoured));
+            }
+            session.console.out(&format!("{result}\n")).await?;
             return Ok(Done::Ok);
         }
         let text = format!(
@@ -137,27 +146,17 @@ impl Create {
         );
         session.answer(&text, json!({})).await
     }
+}
 
-    async fn read_config(&self, session: &mut Session<'_>) -> Result<ProjectConfig, Failure> {
-        let context = "workspace create";
-        match self.config.as_deref() {
-            None => Ok(ProjectConfig::default()),
-            Some("-") => {
-                let text = session
-                    .read_stdin(context, "a project config", project::MAX_SIZE)
-                    .await?;
-                Ok(project::parse(project::PATH, &text)?)
-            }
-            Some(path) => Err(Failure::usage(
-                context,
-                format!(
-                    "{path:?} would be a file of the gateway, which control commands never read"
-                ),
-            )
-            .remedy(
-                "send your own file on stdin: ssh vendetta workspace create … --config - < FILE",
-            )),
-        }
+/// A build whose files did not come along.
+fn no_files() -> Wrong {
+    Wrong {
+        key: ["docker", "build"].map(str::to_owned).to_vec(),
+        problem: "an image is built from the project's files, and they were not sent".to_owned(),
+        remedy: Some(
+            "send the whole project: tar c . | ssh vendetta workspace create NAME --config -"
+                .to_owned(),
+        ),
     }
 }
 

@@ -4,10 +4,10 @@ use serde_json::json;
 
 use super::io::Console;
 use super::text::printable;
-use crate::config::Invalid;
+use crate::config::{Invalid, Project};
 use crate::inventory::InventoryError;
 use crate::store::StoreError;
-use crate::workspace::{ErrorKind, WorkspaceError};
+use crate::workspace::{ErrorKind, WorkspaceError, Wrong};
 
 /// A command that failed: context, problem, remedy, and the exit code of its kind.
 #[derive(Debug)]
@@ -45,6 +45,13 @@ impl Failure {
     pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
         self
+    }
+
+    /// What should not happen; `error` is for the log.
+    pub(super) fn internal(context: &str, error: &dyn std::fmt::Display) -> Self {
+        tracing::error!(%context, %error, "internal");
+        Self::new(ErrorKind::Internal, context, "the gateway could not do it")
+            .remedy("the gateway's log says more")
     }
 
     /// Watching `context` was given up.
@@ -141,6 +148,22 @@ impl From<Invalid> for Failure {
             ..Self::usage(context, invalid.problem.clone())
         }
         .shown_by(invalid)
+    }
+}
+
+impl Failure {
+    /// What is wrong with a project config, shown where the config says it. `flag`:
+    /// a flag of the command line says it instead.
+    pub(super) fn wrong(project: &Project, wrong: Wrong, flag: bool) -> Self {
+        let shown = if flag {
+            None
+        } else {
+            project.refuse(&wrong.key, wrong.to_string(), wrong.remedy.clone())
+        };
+        match shown {
+            Some(invalid) => invalid.into(),
+            None => WorkspaceError::from(wrong).into(),
+        }
     }
 }
 

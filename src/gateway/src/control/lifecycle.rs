@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
 use serde_json::json;
 
 use super::command::{Done, Session};
 use super::failure::Failure;
 use super::progress::{result_line, watch};
+use super::service;
 use super::workspace::find;
 use crate::access::{Action, Authorized};
 use crate::inventory::AgentAccess;
@@ -31,22 +33,6 @@ impl Change {
             Self::Up => workspaces.up(workspace, ssh_agent).await,
             Self::Down => workspaces.down(workspace).await,
             Self::Rebuild => workspaces.rebuild(workspace, ssh_agent).await,
-        }
-    }
-
-    /// What is said when it is done.
-    fn result(self, session: &Session<'_>, workspace: &WorkspaceRef) -> String {
-        let name = &workspace.name;
-        match self {
-            Self::Up | Self::Rebuild => {
-                format!(
-                    "Environment started. Connect with: {}\n",
-                    session.control.connect_command(name)
-                )
-            }
-            Self::Down => format!(
-                "Workspace {name} is down; its disk stays. Bring it up with: ssh vendetta workspace up {name}\n"
-            ),
         }
     }
 }
@@ -86,11 +72,53 @@ pub(super) async fn follow(
     .await?;
     let text = if session.json {
         result_line("workspace", &session.control.workspaces.status(workspace)?)
+    } else if change == Change::Down {
+        format!(
+            "Workspace {name} is down; its disk stays. Bring it up with: ssh vendetta workspace up {name}\n"
+        )
     } else {
-        change.result(session, workspace)
+        started(session, workspace).await?
     };
     session.console.out(&text).await?;
     Ok(Done::Ok)
+}
+
+/// What runs where, and how to use it.
+async fn started(
+    session: &mut Session<'_>,
+    workspace: &Authorized<WorkspaceRef>,
+) -> Result<String, Failure> {
+    let connect = session.control.connect_command(&workspace.name);
+    let workspaces = &session.control.workspaces;
+    if workspaces.service_names(workspace)?.is_empty() {
+        return Ok(format!("Environment started. Connect with: {connect}\n"));
+    }
+    let mut states = workspaces.services(workspace, false).await?;
+    let services = states.next().await.transpose()?.unwrap_or_default();
+    let table = service::listed(session, workspace, &services);
+    let name = &workspace.name;
+    // One that was stopped or has failed since is left to its owner.
+    let troubled: Vec<&str> = services
+        .iter()
+        .filter(|service| !service::is_well(service))
+        .map(|service| service.name.as_str())
+        .collect();
+    let state = if troubled.is_empty() {
+        "services ready".to_owned()
+    } else {
+        let troubled = troubled.join(" ");
+        format!("but not all services are ready (ssh vendetta workspace restart {name} {troubled})")
+    };
+    let ports = if services.iter().any(|service| service.port.is_some()) {
+        format!(
+            "Bring its ports to your machine with: vendetta workspace connect {name}, or one by one: ssh vendetta workspace ports {name}\n"
+        )
+    } else {
+        String::new()
+    };
+    Ok(format!(
+        "{table}\n{ports}Environment started, {state}. Connect with: {connect}\n"
+    ))
 }
 
 /// Removes a workspace, after asking.

@@ -4,6 +4,7 @@
 
 pub mod command;
 mod complete;
+pub mod config;
 pub mod create;
 mod dialog;
 mod editor;
@@ -15,9 +16,11 @@ pub mod key;
 mod lifecycle;
 pub mod node;
 mod node_view;
+mod ports;
 mod progress;
 mod prompt;
 mod redraw;
+pub mod service;
 mod status;
 mod terminal;
 mod text;
@@ -46,6 +49,7 @@ use words::Parsed;
 
 pub use crate::inventory::{AgentAccess, ByteStream};
 pub use io::{Io, TerminalSize};
+pub use ports::local_port;
 
 /// Who asks, and what their session brought along.
 #[derive(Debug, Clone)]
@@ -176,7 +180,7 @@ impl Control {
             json,
             scripted,
         };
-        match command.run(&mut session).await {
+        match Box::pin(command.run(&mut session)).await {
             Ok(Done::Ok) => Next::Line(0),
             Ok(attach @ Done::Attach { .. }) => Next::Attach(attach),
             Err(failure) => {
@@ -188,9 +192,22 @@ impl Control {
 
     /// The command that opens a shell in a workspace, for people to copy.
     fn connect_command(&self, workspace: &WorkspaceName) -> String {
+        format!("ssh {}", self.destination(workspace))
+    }
+
+    /// The command that brings a port of a workspace to the user's machine.
+    /// `host` is its service, or an address as the environment knows it.
+    fn forward_command(&self, workspace: &WorkspaceName, host: &str, port: u16) -> String {
+        let local = local_port(port);
+        let to = self.destination(workspace);
+        format!("ssh -N -L {local}:{host}:{port} {to}")
+    }
+
+    /// The words by which ssh reaches a workspace.
+    fn destination(&self, workspace: &WorkspaceName) -> String {
         match self.config.address(self.bound) {
-            (host, 22) => format!("ssh {workspace}@{host}"),
-            (host, port) => format!("ssh {workspace}@{host} -p {port}"),
+            (host, 22) => format!("{workspace}@{host}"),
+            (host, port) => format!("{workspace}@{host} -p {port}"),
         }
     }
 }

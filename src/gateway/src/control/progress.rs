@@ -1,8 +1,8 @@
 //! Watching an operation: bars on a terminal that can draw them, lines where
 //! there is none, one JSON object a line with `--json`.
 //!
-//! What takes less than a second passes in silence, so that a command that is
-//! quick says its result and nothing else.
+//! Every step leaves a line with its time. Where nothing can be drawn, one that
+//! takes longer than a second is told while it lasts, too.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +17,7 @@ use super::io::Console;
 use super::text::{printable, size};
 use crate::workspace::{Operation, Progress};
 
-/// What a step must take to be worth a line.
+/// What a step must have taken so far to be told before it ends.
 const WORTH_A_LINE: Duration = Duration::from_secs(1);
 
 /// How often a bar moves.
@@ -131,6 +131,11 @@ fn finished(step: &str, took: Duration) -> String {
     format!("{} ({:.1} s)\n", printable(step), took.as_secs_f64())
 }
 
+/// The same for one that failed.
+fn failed(step: &str, took: Duration) -> String {
+    format!("{} failed ({:.1} s)\n", printable(step), took.as_secs_f64())
+}
+
 /// Steps under way, for plain lines.
 #[derive(Default)]
 struct Lines {
@@ -163,20 +168,13 @@ impl Lines {
             }
             Progress::Message { text, .. } => Shown::Line(format!("{}\n", printable(text))),
             Progress::Finished { step, took } => {
-                let told = self
-                    .running
-                    .remove(step)
-                    .is_some_and(|running| running.told.is_some());
-                if told || *took >= WORTH_A_LINE {
-                    Shown::Line(finished(step, *took))
-                } else {
-                    Shown::Nothing
-                }
+                self.running.remove(step);
+                Shown::Line(finished(step, *took))
             }
             // The outcome tells why.
             Progress::Failed { step, .. } => {
-                self.running.remove(step);
-                Shown::Nothing
+                let took = self.running.remove(step).map(|running| now - running.since);
+                Shown::Line(failed(step, took.unwrap_or_default()))
             }
         }
     }
@@ -271,23 +269,30 @@ impl Bars {
             }
             Progress::Finished { step, took } => {
                 self.remove(step);
-                if *took >= WORTH_A_LINE {
-                    let mark = if self.unicode { "✓ " } else { "" };
-                    let _ = self
-                        .bars
-                        .println(format!("{mark}{}", finished(step, *took).trim_end()));
-                }
+                let mark = if self.unicode { "✓ " } else { "" };
+                let _ = self
+                    .bars
+                    .println(format!("{mark}{}", finished(step, *took).trim_end()));
             }
-            Progress::Failed { step, .. } => self.remove(step),
+            Progress::Failed { step, .. } => {
+                let took = self.remove(step);
+                let mark = if self.unicode { "✗ " } else { "" };
+                let _ = self
+                    .bars
+                    .println(format!("{mark}{}", failed(step, took).trim_end()));
+            }
         }
         self.drawing.take()
     }
 
-    fn remove(&mut self, step: &str) {
-        if let Some(bar) = self.steps.remove(step) {
-            bar.finish_and_clear();
-            self.bars.remove(&bar);
-        }
+    /// Takes the bar of a step away; returns how long it was there.
+    fn remove(&mut self, step: &str) -> Duration {
+        let Some(bar) = self.steps.remove(step) else {
+            return Duration::ZERO;
+        };
+        bar.finish_and_clear();
+        self.bars.remove(&bar);
+        bar.elapsed()
     }
 
     fn tick(&mut self) -> Shown {

@@ -1,6 +1,7 @@
 //! The control plane as its clients see it, on a real store and real
 //! workspaces; only the engine is absent.
 
+mod configs;
 mod people;
 mod sessions;
 
@@ -82,8 +83,13 @@ impl Lab {
             agent_dir: Some(agents),
             state_dir: state_dir.clone(),
             docker_socket: dir.path().join("no-docker.sock"),
+            lxc_socket: Some(dir.path().join("no-lxc.sock")),
             qemu: Default::default(),
             allow_host: true,
+            ports: crate::workspace::PortSettings {
+                range: 20000..=29999,
+                bind: "127.0.0.1".parse().unwrap(),
+            },
             node_key: PrivateKey::generate_ed25519("nodes").unwrap(),
             events: Events::default(),
             tracker: TaskTracker::new(),
@@ -391,7 +397,7 @@ async fn an_engine_that_is_not_there_is_status_5_with_its_cause_and_the_workspac
     let ran = lab.run("workspace up one").await;
     assert_eq!(ran.code(), 5, "{}", ran.stderr);
     assert!(
-        ran.stderr.starts_with("vendetta: ") && ran.stdout.is_empty(),
+        ran.stderr.contains("\nvendetta: ") && ran.stdout.is_empty(),
         "{}{}",
         ran.stdout,
         ran.stderr

@@ -2,18 +2,19 @@
 //! bringing one up and down in `lifecycle`.
 
 use clap::{Args, Subcommand};
-use futures::StreamExt as _;
 use serde_json::json;
 
 use super::command::{Done, Session};
 use super::create::Create;
 use super::failure::Failure;
 use super::lifecycle::{self, Change};
+use super::ports;
+use super::service::{self, Logs, Services};
 use super::text::{ago, printable, table};
 use crate::access::{Action, Authorized};
 use crate::config::nearest;
 use crate::inventory::NodeState;
-use crate::workspace::{LogOptions, WorkspaceRef, WorkspaceStatus};
+use crate::workspace::{Desired, Phase, ServiceRequest, WorkspaceRef, WorkspaceStatus};
 
 /// A workspace to do something with.
 #[derive(Debug, Args)]
@@ -38,9 +39,12 @@ pub enum WorkspaceCommand {
     #[command(
         long_about = "Create a workspace from flags, a project config, or both; flags win.\n\n\
             Over SSH the project config comes on stdin, asked for by \"--config -\"; without it\n\
-            nothing reads stdin. The local command \"vendetta\" also takes a path, and sends\n\
-            .vendetta/config.yaml of the directory it stands in, or of one above, by itself.",
-        after_help = "Examples:\n  ssh vendetta workspace create my-project --image ubuntu:22.04 --up\n  ssh vendetta workspace create my-project --config - < .vendetta/config.yaml\n  vendetta workspace create my-project --cpu 2 --memory 4G --env RUST_LOG=debug"
+            nothing reads stdin. It is YAML, a dev container's JSON, or an archive (tar) of the\n\
+            project that has one of them, which an image can be built from.\n\
+            The local command \"vendetta\" also takes a path, and sends .vendetta/config.yaml or\n\
+            .devcontainer/devcontainer.json of the directory it stands in, or of one above, with\n\
+            what its build needs, by itself.",
+        after_help = "Examples:\n  ssh vendetta workspace create my-project --image ubuntu:22.04 --up\n  ssh vendetta workspace create my-project --config - < .vendetta/config.yaml\n  tar c . | ssh vendetta workspace create my-project --config -\n  vendetta workspace create my-project --cpu 2 --memory 4G --env RUST_LOG=debug"
     )]
     Create(Create),
 
@@ -67,7 +71,11 @@ pub enum WorkspaceCommand {
 
     /// Open a shell in a workspace, as "ssh WORKSPACE@vendetta" does
     #[command(
-        after_help = "Examples:\n  ssh -t vendetta workspace connect my-project\n  ssh -t vendetta workspace connect my-project --user root"
+        long_about = "Open a shell in a workspace, as \"ssh WORKSPACE@vendetta\" does.\n\n\
+            The local command \"vendetta\" also forwards the ports of the workspace's services,\n\
+            and those that its project config lists, to your own machine: each to the same port,\n\
+            or the next free one (one below 1024 to 8000 above it, unless you are root).",
+        after_help = "Examples:\n  vendetta workspace connect my-project\n  vendetta workspace connect my-project --forward-only\n  ssh -t vendetta workspace connect my-project --user root"
     )]
     Connect {
         /// Which workspace.
@@ -76,6 +84,29 @@ pub enum WorkspaceCommand {
         /// User inside the environment; the workspace's own when omitted
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
+        /// Forward no ports (local command "vendetta" only)
+        #[arg(long, conflicts_with = "forward_only")]
+        no_forward: bool,
+        /// Forward the ports and open no shell (local command "vendetta" only)
+        #[arg(long)]
+        forward_only: bool,
+    },
+
+    /// Show the ports of a workspace and how to reach them
+    #[command(
+        long_about = "Show the ports of a workspace and how to reach them.\n\n\
+            Ports of services, and those that the project config lists, have a port of the\n\
+            gateway's machine that stays theirs. Others on which a program listens inside are\n\
+            found. The line at the end of each brings it to your own machine.",
+        after_help = "Examples:\n  ssh vendetta workspace ports my-project\n  ssh -t vendetta workspace ports my-project --follow\n  ssh vendetta workspace ports my-project --json"
+    )]
+    Ports {
+        /// Which workspace.
+        #[command(flatten)]
+        target: Target,
+        /// Go on, and show them anew as they change
+        #[arg(long, short)]
+        follow: bool,
     },
 
     /// List the workspaces you may see
@@ -107,21 +138,40 @@ pub enum WorkspaceCommand {
         command: Vec<String>,
     },
 
-    /// Show what a workspace's environment wrote to its log
+    /// Show what a workspace's services wrote; without services, its environment's log
     #[command(
-        after_help = "Examples:\n  ssh vendetta workspace logs my-project --tail 50\n  ssh vendetta workspace logs my-project --follow"
+        after_help = "Examples:\n  ssh vendetta workspace logs my-project --tail 50\n  ssh vendetta workspace logs my-project web db --follow\n  ssh vendetta workspace logs my-project web --since 10m\n  ssh vendetta workspace logs my-project --environment"
     )]
-    Logs {
+    Logs(Logs),
+
+    /// List a workspace's services and how they are
+    #[command(
+        after_help = "Examples:\n  ssh vendetta workspace services my-project\n  ssh vendetta workspace services my-project --json"
+    )]
+    Services {
         /// Which workspace.
         #[command(flatten)]
         target: Target,
-        /// Go on as long as the environment runs
+        /// Go on, and show them again as they change
         #[arg(long, short)]
         follow: bool,
-        /// Only so many of the last lines
-        #[arg(long, value_name = "LINES")]
-        tail: Option<u32>,
     },
+
+    /// Start services, with what they depend on; the workspace must be up
+    #[command(
+        after_help = "Examples:\n  ssh vendetta workspace start my-project web\n  ssh vendetta workspace start my-project"
+    )]
+    Start(Services),
+
+    /// Stop services, and those that depend on them; the workspace stays up
+    #[command(after_help = "Examples:\n  ssh vendetta workspace stop my-project web")]
+    Stop(Services),
+
+    /// Stop services and start them again
+    #[command(
+        after_help = "Examples:\n  ssh vendetta workspace restart my-project web\n  ssh vendetta workspace restart my-project"
+    )]
+    Restart(Services),
 
     /// Make a workspace's environment anew; /workspace stays
     #[command(after_help = "Examples:\n  ssh vendetta workspace rebuild my-project")]
@@ -140,7 +190,14 @@ impl WorkspaceCommand {
             Self::Destroy { target, yes } => {
                 lifecycle::destroy(session, &target.workspace, yes).await
             }
-            Self::Connect { target, user } => {
+            Self::Connect {
+                forward_only: true, ..
+            } => Err(Failure::usage(
+                "workspace connect",
+                "only the local command vendetta forwards ports",
+            )
+            .remedy("over plain ssh: ssh vendetta workspace ports WORKSPACE")),
+            Self::Connect { target, user, .. } => {
                 let workspace = find(session, Action::Connect, &target.workspace)?;
                 Ok(Done::Attach {
                     workspace,
@@ -161,13 +218,22 @@ impl WorkspaceCommand {
                     command,
                 })
             }
+            Self::Ports { target, follow } => {
+                ports::ports(session, &target.workspace, follow).await
+            }
             Self::List => list(session).await,
             Self::Status(target) => status(session, &target.workspace).await,
-            Self::Logs {
-                target,
-                follow,
-                tail,
-            } => logs(session, &target.workspace, LogOptions { follow, tail }).await,
+            Self::Logs(logs) => service::logs(session, logs).await,
+            Self::Services { target, follow } => {
+                service::list(session, &target.workspace, follow).await
+            }
+            Self::Start(services) => {
+                service::change(session, services, ServiceRequest::Start).await
+            }
+            Self::Stop(services) => service::change(session, services, ServiceRequest::Stop).await,
+            Self::Restart(services) => {
+                service::change(session, services, ServiceRequest::Restart).await
+            }
         }
     }
 }
@@ -260,7 +326,7 @@ fn described(session: &Session<'_>, status: &WorkspaceStatus) -> String {
         ("Name", status.name.to_string()),
         (
             "State",
-            format!("{} {}", status.state, ago(status.since, now)),
+            format!("{}{} {}", status.state, why(status), ago(status.since, now)),
         ),
         (
             "Provider",
@@ -277,6 +343,7 @@ fn described(session: &Session<'_>, status: &WorkspaceStatus) -> String {
         lines.push(("Failed", format!("{}: {}", failure.step, failure.cause)));
         lines.extend(failure.remedy.clone().map(|remedy| ("Remedy", remedy)));
     }
+    lines.extend(ports::brief(&status.ports).map(|ports| ("Ports", ports)));
     lines.extend(status.note.clone().map(|note| ("Note", note)));
     lines.extend(
         status
@@ -290,27 +357,13 @@ fn described(session: &Session<'_>, status: &WorkspaceStatus) -> String {
         .collect()
 }
 
-async fn logs(session: &mut Session<'_>, name: &str, options: LogOptions) -> Result<Done, Failure> {
-    let workspace = find(session, Action::View, name)?;
-    let mut log = session.control.workspaces.logs(&workspace, options).await?;
-    loop {
-        let chunk = tokio::select! {
-            chunk = log.next() => match chunk {
-                Some(chunk) => chunk?,
-                None => return Ok(Done::Ok),
-            },
-            // Enough has been seen: that is how following ends.
-            () = session.console.interrupted() => return Ok(Done::Ok),
-        };
-        if session.json {
-            let text = String::from_utf8_lossy(&chunk);
-            session
-                .console
-                .out(&format!("{}\n", json!({ "event": "log", "text": text })))
-                .await?;
-        } else {
-            session.console.out_bytes(&chunk).await?;
+/// Why it is in its state, where that needs a word.
+fn why(status: &WorkspaceStatus) -> String {
+    match (status.state, status.desired, status.idle_timeout) {
+        (Phase::Stopped | Phase::Stopping, Desired::Idle, Some(timeout)) => {
+            format!(", went idle after {timeout},")
         }
+        _ => String::new(),
     }
 }
 

@@ -36,7 +36,7 @@ use crate::events::{Events, Happening};
 use crate::node::enroll;
 use crate::node::ssh::SshNode;
 use crate::node::{LocalNode, NodeTransport};
-use crate::provider::{Docker, Host, Providers, Qemu, QemuSettings};
+use crate::provider::{Docker, Host, LXC_SOCKETS, Lxc, Providers, Qemu, QemuSettings};
 use crate::store::{NodeRow, Store};
 
 /// Where a Docker engine listens unless something else was found.
@@ -56,6 +56,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The Docker engine's socket on the node `local`.
     pub docker_socket: PathBuf,
+    /// The Incus's or LXD's socket on the node `local`; none: looked for.
+    pub lxc_socket: Option<PathBuf>,
     /// What the config says about machines of QEMU.
     pub qemu: QemuSettings,
     /// Whether the node `local` allows provider host.
@@ -272,7 +274,12 @@ impl Inventory {
             Arc::new(LocalNode::new(settings.state_dir.clone()));
         Place {
             name: NodeName::local(),
-            providers: self.providers(&transport, settings.docker_socket.clone(), None),
+            providers: self.providers(
+                &transport,
+                settings.docker_socket.clone(),
+                settings.lxc_socket.clone(),
+                None,
+            ),
             transport,
             ssh: None,
             allow_host: settings.allow_host,
@@ -291,7 +298,7 @@ impl Inventory {
             .to_owned();
         Ok(Place {
             name: row.name.clone(),
-            providers: self.providers(&transport, socket, Some(&probe)),
+            providers: self.providers(&transport, socket, None, Some(&probe)),
             transport,
             ssh: Some(ssh),
             allow_host: row.allow_host,
@@ -304,6 +311,7 @@ impl Inventory {
         &self,
         transport: &Arc<dyn NodeTransport>,
         docker_socket: PathBuf,
+        lxc_socket: Option<PathBuf>,
         probe: Option<&Probe>,
     ) -> Providers {
         let settings = &self.0.settings;
@@ -311,6 +319,15 @@ impl Inventory {
         let docker = Docker::new(
             Arc::clone(transport),
             docker_socket,
+            gateway_id.clone(),
+            settings.tracker.clone(),
+        );
+        let lxc = Lxc::new(
+            Arc::clone(transport),
+            match lxc_socket {
+                Some(socket) => vec![socket],
+                None => LXC_SOCKETS.map(PathBuf::from).to_vec(),
+            },
             gateway_id.clone(),
             settings.tracker.clone(),
         );
@@ -323,6 +340,7 @@ impl Inventory {
         let host = Host::new(Arc::clone(transport), gateway_id);
         Providers::from([
             (ProviderKind::Docker, Arc::new(docker) as _),
+            (ProviderKind::Lxc, Arc::new(lxc) as _),
             (ProviderKind::Qemu, Arc::new(qemu) as _),
             (ProviderKind::Host, Arc::new(host) as _),
         ])

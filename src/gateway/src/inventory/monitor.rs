@@ -152,9 +152,17 @@ fn needed(health: &Health, place: &Place) -> Vec<ProviderKind> {
             Engine::Fails(_) => health.needed.contains(kind).then_some(*kind),
         });
     let mut needed: Vec<_> = answered.collect();
-    let docker = place.probe.as_ref().and_then(|probe| probe.docker.as_ref());
-    if docker.is_some_and(|docker| docker.usable) && !needed.contains(&ProviderKind::Docker) {
-        needed.push(ProviderKind::Docker);
+    if let Some(probe) = &place.probe {
+        for (kind, socket) in [
+            (ProviderKind::Docker, &probe.docker),
+            (ProviderKind::Lxc, &probe.incus),
+            (ProviderKind::Lxc, &probe.lxd),
+        ] {
+            let usable = socket.as_ref().is_some_and(|socket| socket.usable);
+            if usable && !needed.contains(&kind) {
+                needed.push(kind);
+            }
+        }
     }
     needed.retain(|kind| place.providers.contains_key(kind));
     needed

@@ -13,6 +13,7 @@ use nix::fcntl::OFlag;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use vendetta_proto::NodeName;
+use vendetta_sshio::local_stream::LocalStream;
 
 use super::{
     Arch, ByteStream, Command, MAX_OUTPUT, MAX_SOCKET_PATH, NodeError, NodeTransport, Output,
@@ -107,11 +108,12 @@ impl NodeTransport for LocalNode {
         }
         let stream = self
             .in_time("connect to", &subject, CONNECT_LIMIT, async {
-                if ours {
-                    connect_unfollowed(path).await
+                let stream = if ours {
+                    connect_unfollowed(path).await?
                 } else {
-                    UnixStream::connect(path).await
-                }
+                    UnixStream::connect(path).await?
+                };
+                LocalStream::new(stream.into_std()?)
             })
             .await?;
         Ok(Box::new(stream))

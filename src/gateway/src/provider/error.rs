@@ -27,6 +27,16 @@ pub enum ProviderError {
         image: String,
         /// What the engine said.
         problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The image could not be built from the project's files.
+    #[error("building the image: {problem}{}", last(log))]
+    BuildFailed {
+        /// What the engine said.
+        problem: String,
+        /// The last lines of the build.
+        log: String,
     },
     /// The engine refused.
     #[error("{provider} on node {node}: {operation}: {problem}")]
@@ -61,20 +71,24 @@ pub enum ProviderError {
     Node(#[from] NodeError),
 }
 
+/// The last lines of a log, for people.
+fn last(log: &str) -> String {
+    match log {
+        "" => String::new(),
+        log => format!("; the last it said:\n{log}"),
+    }
+}
+
 impl ProviderError {
     /// What to do, where there is something.
     #[must_use]
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Unavailable { remedy, .. } | Self::Engine { remedy, .. } => remedy.clone(),
-            // A path, which only a machine's disk has.
-            Self::NoImage { image, .. } if image.starts_with('/') => Some(
-                "give the path of a disk image on the node, a URL, or a name such as debian:12"
-                    .to_owned(),
+            Self::NoImage { remedy, .. } => Some(remedy.clone()),
+            Self::BuildFailed { .. } => Some(
+                "mend the Dockerfile; a workspace keeps the files it was created with, so destroy it and create it anew".to_owned(),
             ),
-            Self::NoImage { image, .. } => Some(format!(
-                "check the name, or bring the image to the node: docker pull {image}"
-            )),
             Self::Node(error) => error.remedy(),
             Self::Refused { .. } | Self::NoEnvironment | Self::Cancelled => None,
         }

@@ -11,8 +11,10 @@ mod error;
 mod host;
 mod image;
 mod log_file;
+mod lxc;
 mod qemu;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +30,11 @@ pub use docker::Docker;
 pub use error::ProviderError;
 pub use host::Host;
 pub use image::{ImageReference, InvalidImage};
+pub use lxc::{InvalidLxcImage, LXC_SOCKETS, Lxc, LxcImage};
 pub use qemu::{InvalidMachineImage, MachineImage, Mirrors, Qemu, QemuSettings};
 
 use crate::node::NodeTransport;
-use crate::workspace::{Found, ProgressSink, WorkspaceId};
+use crate::workspace::{Found, ProgressSink, WORKSPACE_DIR, WorkspaceId};
 
 /// What one environment is to be.
 #[derive(Debug, Clone)]
@@ -44,10 +47,21 @@ pub struct Environment {
     pub generation: u64,
     /// The checked config.
     pub config: ProjectConfig,
+    /// An archive, on the gateway's machine, of what its image is built from.
+    pub build_context: Option<PathBuf>,
     /// The agent's executable on the node.
     pub agent: PathBuf,
     /// Directory on the node for the agent's config and socket.
     pub run_dir: PathBuf,
+}
+
+impl Environment {
+    /// Where its disk is, for a provider that can place it freely.
+    #[must_use]
+    pub fn workspace_folder(&self) -> &str {
+        let folder = self.config.workspace_folder.as_deref();
+        folder.unwrap_or(WORKSPACE_DIR)
+    }
 }
 
 /// How the agent of an environment that was made is to be told about it, and reached.
@@ -62,6 +76,11 @@ pub struct Placement {
     pub log_dir: Option<PathBuf>,
     /// Working directory of sessions, as the agent sees it.
     pub workdir: PathBuf,
+    /// Environment variables of sessions and services: the config's.
+    pub env: BTreeMap<String, String>,
+    /// Whether the environment has a network of its own
+    /// ([`vendetta_proto::agent::AgentConfig::own_network`]).
+    pub own_network: bool,
     /// User of sessions, as an image's USER is written; none: the agent's own.
     pub user: Option<String>,
 }
@@ -134,7 +153,7 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
     async fn probe(&self) -> Result<String, ProviderError>;
 
     /// Sees that the environment of this generation, and no other, exists. The
-    /// disk at `/workspace` is kept from one generation to the next. An
+    /// disk at [`Environment::workspace_folder`] is kept from one generation to the next. An
     /// environment that exists, running or not, is left as it is.
     ///
     /// # Errors
@@ -207,4 +226,4 @@ pub fn run_dir(node: &dyn NodeTransport, id: &WorkspaceId) -> PathBuf {
 }
 
 /// The providers of a node.
-pub type Providers = std::collections::BTreeMap<ProviderKind, Arc<dyn Provider>>;
+pub type Providers = BTreeMap<ProviderKind, Arc<dyn Provider>>;

@@ -7,7 +7,6 @@ use tokio::sync::watch;
 use vendetta_proto::agent::DEFAULT_USER;
 
 use super::environment::{Environment, OpenedSession, stderr_line};
-use super::forward;
 use super::handler::Shared;
 use super::session::STDERR;
 use crate::agent::client::signal_number;
@@ -26,18 +25,9 @@ pub async fn run(
         command,
         mut io,
     } = attachment;
-    let (environment, connecting) = Environment::new(
-        shared.services.workspaces.clone(),
-        shared.services.pool.clone(),
-        workspace,
-        user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
-    );
-    let task = shared.clone();
-    shared.spawn(async move {
-        if let Some(opens) = connecting.run().await {
-            forward::serve(task, opens).await;
-        }
-    });
+    let user = user.unwrap_or_else(|| DEFAULT_USER.to_owned());
+    let environment = Environment::connect(shared.clone(), workspace, user);
+    let _in_use = environment.in_use();
     let OpenedSession { channel, farewell } = match environment.open_session(&mut io.stderr).await {
         Ok(session) => session,
         Err(error) => return fail(&mut io, &error.message, error.exit_code).await,

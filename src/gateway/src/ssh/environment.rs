@@ -1,14 +1,18 @@
 //! A connection's link to the environment its login name leads to: found,
-//! brought up if need be, connected once and then shared by all channels of
-//! the connection.
+//! brought up if need be, connected and then shared by all channels of the
+//! connection; and made again for the next channel when it was lost, since the
+//! environment may have gone idle under a client that stays.
 //!
 //! ```text
-//!   connecting ──▶ ready(agent connection)
+//!       ┌──────── a channel is opened ◀──────── lost
+//!       ▼                                        ▲
+//!   connecting ──▶ ready(agent connection) ──────┘
 //!       │ └── the environment is being brought up: progress to whoever watches
 //!       └──▶ failed(message, exit code)
 //! ```
 
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use russh::Channel;
@@ -17,11 +21,14 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{broadcast, mpsc, watch};
 use vendetta_proto::NodeName;
 
+use super::forward;
+use super::handler::Shared;
 use crate::access::Authorized;
 use crate::agent::opens::{AgentHandler, EnvironmentOpen};
 use crate::agent::pool::{AgentConnection, AgentError, Pool};
 use crate::workspace::{
-    Agent, AgentTarget, Operation, Progress, WorkspaceError, WorkspaceRef, Workspaces,
+    Activity, Agent, AgentTarget, InUse, Operation, Progress, WorkspaceError, WorkspaceRef,
+    Workspaces,
 };
 
 /// Progress lines a slow watcher may be behind before it misses some.
@@ -84,13 +91,65 @@ type Outcome = Option<Result<Link, LinkError>>;
 
 /// The link of one connection; clones share it.
 #[derive(Clone)]
-pub struct Environment {
+pub struct Environment(Arc<Inner>);
+
+struct Inner {
+    shared: Shared,
+    workspace: Authorized<WorkspaceRef>,
+    user: String,
+    activity: Option<Activity>,
+    attempt: Mutex<Attempt>,
+    /// It has had a session.
+    attached: AtomicBool,
+}
+
+/// The making of a link, as it is watched.
+#[derive(Clone)]
+struct Attempt {
     outcome: watch::Receiver<Outcome>,
     progress: broadcast::Sender<Progress>,
 }
 
-/// The task that makes the link; run it, it ends when the link is made or failed.
-pub struct Connecting {
+impl Attempt {
+    /// One that begins when the returned task is run.
+    fn new(
+        shared: &Shared,
+        workspace: &Authorized<WorkspaceRef>,
+        user: &str,
+    ) -> (Self, Connecting) {
+        let (sender, outcome) = watch::channel(None);
+        let (progress, _) = broadcast::channel(PROGRESS_LINES);
+        let connecting = Connecting {
+            workspaces: shared.services.workspaces.clone(),
+            pool: shared.services.pool.clone(),
+            workspace: workspace.clone(),
+            user: user.to_owned(),
+            outcome: sender,
+            progress: progress.clone(),
+        };
+        (Self { outcome, progress }, connecting)
+    }
+
+    /// Waits for its link.
+    async fn link(mut self) -> Result<Link, LinkError> {
+        let gone = || LinkError {
+            message: "the gateway is stopping".to_owned(),
+            exit_code: 5,
+        };
+        match self.outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(gone())),
+            Err(_) => Err(gone()),
+        }
+    }
+
+    /// Whether it made a link that is lost.
+    fn is_lost(&self) -> bool {
+        matches!(&*self.outcome.borrow(), Some(Ok(link)) if link.is_closed())
+    }
+}
+
+/// The task that makes a link.
+struct Connecting {
     workspaces: Workspaces,
     pool: Pool,
     workspace: Authorized<WorkspaceRef>,
@@ -100,25 +159,51 @@ pub struct Connecting {
 }
 
 impl Environment {
-    /// A link to `workspace` as `user`, to be made by the returned task.
+    /// A link to `workspace` as `user`, made by a task of the connection.
     #[must_use]
-    pub fn new(
-        workspaces: Workspaces,
-        pool: Pool,
-        workspace: Authorized<WorkspaceRef>,
-        user: String,
-    ) -> (Self, Connecting) {
-        let (sender, outcome) = watch::channel(None);
-        let (progress, _) = broadcast::channel(PROGRESS_LINES);
-        let connecting = Connecting {
-            workspaces,
-            pool,
+    pub fn connect(shared: Shared, workspace: Authorized<WorkspaceRef>, user: String) -> Self {
+        // None: it was destroyed since it was found.
+        let activity = shared.services.workspaces.activity(&workspace).ok();
+        let (attempt, connecting) = Attempt::new(&shared, &workspace, &user);
+        let environment = Self(Arc::new(Inner {
+            shared,
             workspace,
             user,
-            outcome: sender,
-            progress: progress.clone(),
-        };
-        (Self { outcome, progress }, connecting)
+            activity,
+            attempt: Mutex::new(attempt),
+            attached: AtomicBool::new(false),
+        }));
+        environment.spawn(connecting);
+        environment
+    }
+
+    fn spawn(&self, connecting: Connecting) {
+        // Not the link itself: it ends with the last who holds it.
+        let (shared, activity) = (self.0.shared.clone(), self.0.activity.clone());
+        self.0.shared.spawn(async move {
+            // Boxed, so that its many states are gone while the connection lasts.
+            if let Some(opens) = Box::pin(connecting.run()).await {
+                forward::serve(shared, activity, opens).await;
+            }
+        });
+    }
+
+    /// The latest attempt; another one when its link is lost.
+    fn attempt(&self) -> Attempt {
+        let inner = &self.0;
+        let mut latest = inner.attempt.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.is_lost() {
+            let (next, connecting) = Attempt::new(&inner.shared, &inner.workspace, &inner.user);
+            *latest = next;
+            self.spawn(connecting);
+        }
+        latest.clone()
+    }
+
+    /// Counts the workspace as in use until the result is dropped.
+    #[must_use]
+    pub fn in_use(&self) -> Option<InUse> {
+        self.0.activity.as_ref().map(Activity::begin)
     }
 
     /// Waits for the link.
@@ -126,15 +211,7 @@ impl Environment {
     /// # Errors
     /// When it cannot be made.
     pub async fn link(&self) -> Result<Link, LinkError> {
-        let mut outcome = self.outcome.clone();
-        let gone = || LinkError {
-            message: "the gateway is stopping".to_owned(),
-            exit_code: 5,
-        };
-        match outcome.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or_else(|| Err(gone())),
-            Err(_) => Err(gone()),
-        }
+        self.attempt().link().await
     }
 
     /// Opens a session in the environment. Until there is a link, `stderr` gets
@@ -146,8 +223,9 @@ impl Environment {
         &self,
         stderr: &mut (impl AsyncWrite + Unpin),
     ) -> Result<OpenedSession, LinkError> {
-        let mut progress = self.progress.subscribe();
-        let mut link = std::pin::pin!(self.link());
+        let attempt = self.attempt();
+        let mut progress = attempt.progress.subscribe();
+        let mut link = std::pin::pin!(attempt.link());
         let link = loop {
             tokio::select! {
                 biased;
@@ -161,7 +239,12 @@ impl Environment {
                 }
             }
         };
-        match link.open_session().await {
+        let opened = link.open_session().await;
+        if opened.is_ok() && !self.0.attached.swap(true, Ordering::Relaxed) {
+            let workspaces = &self.0.shared.services.workspaces;
+            workspaces.attached(&self.0.workspace);
+        }
+        match opened {
             Ok(channel) => Ok(OpenedSession {
                 channel,
                 farewell: stderr_line(&format!(
@@ -186,7 +269,7 @@ pub fn stderr_line(message: &str) -> String {
 
 impl Connecting {
     /// Makes the link; returns the channels that the environment opens.
-    pub async fn run(self) -> Option<mpsc::Receiver<EnvironmentOpen>> {
+    async fn run(self) -> Option<mpsc::Receiver<EnvironmentOpen>> {
         match self.connect().await {
             Ok((connection, node)) => {
                 let link = Link(Arc::new(Linked {
@@ -205,6 +288,9 @@ impl Connecting {
     }
 
     async fn connect(&self) -> Result<(AgentConnection, NodeName), LinkError> {
+        // It must not go idle between its agent and our connection to it.
+        let activity = self.workspaces.activity(&self.workspace);
+        let _in_use = activity.as_ref().map(Activity::begin);
         let mut looked_again = false;
         loop {
             let target = match self.workspaces.agent(&self.workspace).await {

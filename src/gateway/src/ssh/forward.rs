@@ -7,9 +7,14 @@ use vendetta_sshio::relay;
 
 use super::handler::Shared;
 use crate::agent::opens::{EnvironmentOpen, OpenKind};
+use crate::workspace::Activity;
 
 /// Serves what the environment opens until its connection ends.
-pub async fn serve(shared: Shared, mut opens: mpsc::Receiver<EnvironmentOpen>) {
+pub async fn serve(
+    shared: Shared,
+    activity: Option<Activity>,
+    mut opens: mpsc::Receiver<EnvironmentOpen>,
+) {
     while let Some(EnvironmentOpen {
         kind,
         channel,
@@ -21,8 +26,9 @@ pub async fn serve(shared: Shared, mut opens: mpsc::Receiver<EnvironmentOpen>) {
             continue;
         };
         let task = shared.clone();
+        let in_use = activity.as_ref().map(Activity::begin);
         shared.spawn(async move {
-            let _slot = slot;
+            let _slot = (slot, in_use);
             match open(&task.client, &kind).await {
                 Ok(client) => {
                     reply.accept().await;

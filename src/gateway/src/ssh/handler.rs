@@ -171,18 +171,8 @@ impl Connection {
             Route::Workspace { name, user } => {
                 match workspaces.find(principal, Action::Connect, &name) {
                     Ok(workspace) => {
-                        let (environment, connecting) = Environment::new(
-                            workspaces.clone(),
-                            self.services.pool.clone(),
-                            workspace,
-                            user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
-                        );
-                        let task = shared.clone();
-                        shared.spawn(async move {
-                            if let Some(opens) = connecting.run().await {
-                                forward::serve(task, opens).await;
-                            }
-                        });
+                        let user = user.unwrap_or_else(|| DEFAULT_USER.to_owned());
+                        let environment = Environment::connect(shared.clone(), workspace, user);
                         Target::Workspace(environment)
                     }
                     // Destroyed since the line above looked.
@@ -230,7 +220,7 @@ impl Connection {
         let side = shared.side(channel, None);
         let environment = environment.clone();
         shared.spawn(async move {
-            let _slot = slot;
+            let _slot = (slot, environment.in_use());
             let link = match environment.link().await {
                 Ok(link) => link,
                 Err(error) => {
@@ -331,8 +321,10 @@ impl server::Handler for Connection {
             let _slot = slot;
             match target {
                 Target::Workspace(environment) => session::workspace(side, environment).await,
-                Target::Control => session::control(task, side, None).await,
-                Target::Unknown(name) => session::control(task, side, Some(name)).await,
+                // Boxed, since a session in a workspace must not be as large as
+                // the largest control command.
+                Target::Control => Box::pin(session::control(task, side, None)).await,
+                Target::Unknown(name) => Box::pin(session::control(task, side, Some(name))).await,
             }
         });
         Ok(())

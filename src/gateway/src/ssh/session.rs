@@ -30,6 +30,7 @@ pub(super) const STDERR: u32 = 1;
 
 /// Serves a session in an environment, bringing it up first if need be.
 pub async fn workspace(side: ClientSide, environment: Environment) {
+    let _in_use = environment.in_use();
     let mut stderr = side.channel.make_writer_ext(Some(STDERR));
     match environment.open_session(&mut stderr).await {
         Ok(session) => {

@@ -1,5 +1,5 @@
-//! What must survive: users, their keys, nodes, workspaces and the audit log, in one
-//! SQLite file.
+//! What must survive: users, their keys, nodes, workspaces, their ports and the audit
+//! log, in one SQLite file.
 //!
 //! A change is on disk (WAL, `synchronous=FULL`) before the call that made it
 //! returns. Changes run one after another on one connection, off the async
@@ -11,6 +11,7 @@ mod audit;
 mod error;
 mod nodes;
 mod people;
+mod ports;
 mod schema;
 mod workspaces;
 
@@ -27,6 +28,7 @@ pub use audit::{AuditEvent, AuditRecord};
 pub use error::StoreError;
 pub use nodes::NodeRow;
 pub use people::{KeyRecord, UserRecord};
+pub use ports::PortRow;
 pub use workspaces::WorkspaceRow;
 
 use people::People;

@@ -9,7 +9,7 @@ use super::StoreError;
 
 /// Steps from each format to the next; `user_version` counts those done.
 /// Never edit one that was released: add another.
-const MIGRATIONS: &[&str] = &[
+pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE meta (
         name TEXT PRIMARY KEY,
@@ -65,6 +65,37 @@ const MIGRATIONS: &[&str] = &[
     "
     -- The generation whose environment has been set up: repository, create hook.
     ALTER TABLE workspaces ADD COLUMN provisioned INTEGER NOT NULL DEFAULT 0;
+",
+    "
+    -- `desired` has one word more; SQLite changes a CHECK only with its table.
+    CREATE TABLE workspaces_with_idle (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        owner TEXT NOT NULL REFERENCES users (name),
+        node TEXT NOT NULL,
+        provider TEXT NOT NULL,
+        config TEXT NOT NULL,
+        desired TEXT NOT NULL CHECK (desired IN ('created', 'running', 'down', 'idle', 'destroyed')),
+        generation INTEGER NOT NULL,
+        boot INTEGER NOT NULL,
+        host_key TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        provisioned INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    INSERT INTO workspaces_with_idle
+        SELECT id, name, owner, node, provider, config, desired, generation, boot, host_key,
+               created, provisioned
+        FROM workspaces;
+    DROP TABLE workspaces;
+    ALTER TABLE workspaces_with_idle RENAME TO workspaces;
+    CREATE INDEX workspaces_of_a_node ON workspaces (node);
+    -- Ports of the gateway's machine that lead into workspaces.
+    CREATE TABLE ports (
+        host_port INTEGER PRIMARY KEY,
+        workspace TEXT NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+        key TEXT NOT NULL,                  -- name of a service, or 'port:' and a number
+        UNIQUE (workspace, key)
+    ) STRICT;
 ",
 ];
 

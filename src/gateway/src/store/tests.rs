@@ -318,3 +318,77 @@ async fn a_node_in_use_is_not_removed() {
         Err(StoreError::NoNode(_))
     ));
 }
+
+#[tokio::test]
+async fn a_port_is_given_once_and_free_again_when_its_workspace_is_forgotten() {
+    let (dir, store) = store();
+    store.add_user(&name("alice"), Role::Admin).await.unwrap();
+    let (one, two) = (workspace("one", "alice"), workspace("two", "alice"));
+    for row in [&one, &two] {
+        store.add_workspace(row).await.unwrap();
+    }
+    let give = |row: &WorkspaceRow, key: &str, port: u16| {
+        let (store, id, key) = (store.clone(), row.id.clone(), key.to_owned());
+        async move {
+            let choose = move |held: &[PortRow]| (vec![(key, port)], held.len());
+            store.assign_ports(&id, choose).await
+        }
+    };
+    assert_eq!(give(&one, "db", 20000).await.unwrap(), 0);
+    assert_eq!(give(&two, "db", 20001).await.unwrap(), 1);
+    assert!(give(&two, "web", 20000).await.is_err(), "it is given");
+    assert!(give(&two, "db", 20002).await.is_err(), "it has one");
+    let again = Store::open(&dir.path().join("state/vendetta.db")).unwrap();
+    let rows = again.ports().await.unwrap();
+    let told: Vec<_> = rows
+        .iter()
+        .map(|row| (row.host_port, row.name.as_str(), row.key.as_str()))
+        .collect();
+    assert_eq!(told, [(20000, "one", "db"), (20001, "two", "db")]);
+    store.forget_workspace(&one.id).await.unwrap();
+    assert_eq!(store.ports().await.unwrap().len(), 1);
+    assert_eq!(give(&two, "web", 20000).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn workspaces_of_an_older_file_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let path = dir.path().join("vendetta.db");
+    let raw = Connection::open(&path).unwrap();
+    // Before `desired` could be 'idle'.
+    for migration in &schema::MIGRATIONS[..3] {
+        raw.execute_batch(migration).unwrap();
+    }
+    raw.execute_batch(
+        "INSERT INTO users VALUES ('alice', 'admin', 0);
+         INSERT INTO workspaces (id, name, owner, node, provider, config, desired, generation,
+                                 boot, host_key, created, provisioned)
+         VALUES ('01234567', 'old', 'alice', 'local', 'docker', '{}', 'down', 2, 3,
+                 'secret', 4, 1);
+         PRAGMA user_version = 3;",
+    )
+    .unwrap();
+    drop(raw);
+    let store = Store::open(&path).unwrap();
+    let rows = store.workspaces().await.unwrap();
+    let [row] = &rows[..] else { panic!("{rows:?}") };
+    let mut record = Record {
+        desired: Desired::Down,
+        generation: 2,
+        boot: 3,
+    };
+    assert_eq!((row.name.as_str(), row.record), ("old", record));
+    assert_eq!((row.provisioned, row.created.as_millisecond()), (1, 4));
+    record.desired = Desired::Idle;
+    store.save_record(&row.id, record).await.unwrap();
+    assert_eq!(store.workspaces().await.unwrap()[0].record, record);
+    // What guards the table is there as before.
+    assert!(
+        store
+            .add_workspace(&workspace("old", "alice"))
+            .await
+            .is_err()
+    );
+    assert!(store.remove_user(&name("alice")).await.is_err());
+}

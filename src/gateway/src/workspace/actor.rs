@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::attend::{Attendance, attend};
 use super::callers::Callers;
 use super::entry::{Entry, Message, Snapshot};
 use super::error::Explain;
@@ -56,6 +57,8 @@ pub(super) struct Actor {
     /// Where the work under way, and what follows from it, is reported.
     sink: Option<ProgressSink>,
     target: Option<Arc<AgentTarget>>,
+    /// What is there as long as sessions can be opened.
+    attendance: Option<Attendance>,
     /// The ssh-agents of those who asked for what is under way.
     callers: Callers,
     failure: Option<Failure>,
@@ -76,6 +79,7 @@ impl Actor {
             under_way: None,
             sink: None,
             target: None,
+            attendance: None,
             callers: Callers::default(),
             failure: None,
             note: None,
@@ -103,6 +107,9 @@ impl Actor {
         while self.machine.phase() != Phase::Destroyed {
             match self.next().await {
                 Next::Reached(target) => {
+                    let sink = self.sink.get_or_insert_default();
+                    let attendance = attend(&self.services, &self.entry, &target, sink);
+                    self.attendance = Some(attendance.await);
                     self.target = Some(target);
                     self.publish();
                 }
@@ -123,6 +130,7 @@ impl Actor {
                         let _ = done.send(());
                     }
                 }
+                Next::Told(Some(Message::Idle)) => self.idle().await,
                 Next::Told(Some(Message::Forget(done))) => {
                     self.forget().await;
                     let _ = done.send(());
@@ -159,6 +167,19 @@ impl Actor {
                 message = self.inbox.recv() => return Next::Told(message),
             };
             return Next::Ended(result.unwrap_or_else(|error| Err(self.internal(&error))));
+        }
+    }
+
+    /// Stops it, unless somebody has begun to use it meanwhile.
+    async fn idle(&mut self) {
+        let activity = self.entry.activity.clone();
+        if let Some(timeout) = self.entry.spec.idle_timeout()
+            && self.machine.phase() == Phase::Running
+            && activity.leave(timeout)
+        {
+            // Nobody watches it.
+            self.asked(Request::Idle, None).await;
+            activity.stay();
         }
     }
 
@@ -379,8 +400,12 @@ impl Actor {
         let (services, entry) = (Arc::clone(&self.services), Arc::clone(&self.entry));
         let (tell, reached) = oneshot::channel();
         let target = self.target.take();
+        let attendance = self.attendance.take();
         let ssh_agent = self.callers.access();
         let task = self.services.tracker.spawn(async move {
+            if let Some(attendance) = attendance {
+                attendance.ended().await;
+            }
             match work {
                 Work::Start { generation, boot } => {
                     let start = work::Start {
@@ -413,11 +438,25 @@ impl Actor {
         if !matches!(phase, Phase::Starting | Phase::Running | Phase::Failed) {
             self.target = None;
         }
+        if let (None, Some(attendance)) = (&self.target, &self.attendance) {
+            attendance.end();
+        }
+        if self.machine.record().desired == Desired::Idle && self.note.is_none() {
+            self.note = self
+                .entry
+                .spec
+                .config
+                .idle_timeout
+                .map(|timeout| format!("it went idle: nothing had used it for {timeout}"));
+        }
         let before = self.entry.snapshot();
         let mut snapshot = Snapshot::new(&self.machine, phase);
         if before.phase == phase {
             snapshot.since = before.since;
         } else {
+            if phase == Phase::Running {
+                self.entry.activity.restart();
+            }
             tracing::info!(workspace = %self.entry.reference.name, from = %before.phase, to = %phase, "state");
             self.services
                 .events
@@ -486,6 +525,7 @@ fn word(request: Request) -> &'static str {
     match request {
         Request::Up => "up",
         Request::Down => "down",
+        Request::Idle => "idle",
         Request::Rebuild => "rebuild",
         Request::Destroy => "destroy",
     }

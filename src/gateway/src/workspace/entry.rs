@@ -8,11 +8,13 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
+use super::activity::Activity;
 use super::manager::{AgentTarget, WorkspaceRef};
 use super::state::{Machine, Phase, Record, Request};
 use super::{ErrorKind, Failure, Operation, Spec, WorkspaceError, WorkspaceStatus};
 use crate::inventory::{Node, NodeState};
 use crate::node::{AgentAccess, NodeTransport};
+use crate::ports::{Mapping, PortStatus};
 use crate::provider::Provider;
 use crate::store::WorkspaceRow;
 
@@ -24,6 +26,8 @@ pub(super) enum Message {
     /// Something may have happened to the environment: look, and tell whoever
     /// waits for it.
     Look(Option<oneshot::Sender<()>>),
+    /// Nothing has used it for as long as its `idle_timeout`.
+    Idle,
     /// Its node is removed: give it up, leave what there is of it, and say when
     /// that is done.
     Forget(oneshot::Sender<()>),
@@ -80,6 +84,10 @@ pub(super) struct Entry {
     pub inbox: mpsc::Sender<Message>,
     /// The generation of the environment that was set up last.
     provisioned: AtomicU64,
+    /// What uses it.
+    pub activity: Activity,
+    /// The ports of the gateway's machine that lead to it.
+    pub ports: watch::Sender<Vec<PortStatus>>,
     snapshot: watch::Sender<Snapshot>,
 }
 
@@ -104,6 +112,8 @@ impl Entry {
             host_key,
             inbox,
             provisioned: AtomicU64::new(row.provisioned),
+            activity: Activity::default(),
+            ports: watch::Sender::default(),
             snapshot: watch::Sender::new(snapshot),
         }
     }
@@ -167,6 +177,12 @@ impl Entry {
         self.provisioned.store(generation, Ordering::Relaxed);
     }
 
+    /// What it was given, before anything listens there.
+    pub(super) fn set_ports(&self, mappings: Vec<Mapping>) {
+        let closed = mappings.into_iter().map(PortStatus::from);
+        self.ports.send_replace(closed.collect());
+    }
+
     /// Only the actor calls this.
     pub(super) fn publish(&self, snapshot: Snapshot) {
         self.snapshot.send_replace(snapshot);
@@ -196,7 +212,7 @@ impl Entry {
             owner: self.reference.owner.clone(),
             provider: self.spec.provider,
             node: self.node.name(),
-            image: self.spec.image().map(str::to_owned),
+            image: self.spec.made_from(),
             state: snapshot.phase,
             desired: snapshot.record.desired,
             auto_up: self.spec.auto_up,
@@ -204,6 +220,8 @@ impl Entry {
             since: snapshot.since,
             failure: snapshot.failure,
             note: snapshot.note.or_else(|| self.node_trouble()),
+            idle_timeout: self.spec.config.idle_timeout,
+            ports: self.ports.borrow().clone(),
             inactive: self.spec.inactive(),
         }
     }

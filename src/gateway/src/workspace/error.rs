@@ -112,7 +112,7 @@ impl Explain for ProviderError {
                 ErrorKind::Unavailable
             }
             Self::NoImage { .. } => ErrorKind::NotFound,
-            Self::Refused { .. } => ErrorKind::Usage,
+            Self::Refused { .. } | Self::BuildFailed { .. } => ErrorKind::Usage,
             Self::NoEnvironment | Self::Cancelled => ErrorKind::Conflict,
         };
         let remedy = self.remedy();

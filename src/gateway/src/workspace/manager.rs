@@ -4,26 +4,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vendetta_proto::spec::{AutoUp, ProjectConfig};
+use vendetta_proto::spec::AutoUp;
 use vendetta_proto::{UserName, WorkspaceName};
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
+use super::activity::Activity;
 use super::entry::{Entry, Message};
 use super::error::Explain;
 use super::services::{Services, allowed};
 use super::state::{Desired, Phase, Record, Request};
 use super::supervise::supervise;
-use super::{
-    ErrorKind, Operation, Overrides, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec,
-};
+use super::{ErrorKind, Operation, Spec, WorkspaceError, WorkspaceId, WorkspaceStatus, spec};
 use crate::access::{Account, Action, Authorized, Gateway, Principal, Resource, authorize};
 use crate::agent::pool::Pool;
 use crate::events::Events;
 use crate::inventory::{self, Inventory, Node};
 use crate::node::{AgentAccess, NodeTransport};
+use crate::ports::{self, PortStatus};
 use crate::provider::QemuSettings;
 use crate::store::{Store, WorkspaceRow};
 
@@ -45,10 +45,14 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The Docker engine's socket on the node `local`.
     pub docker_socket: PathBuf,
+    /// The Incus's or LXD's socket on the node `local`; none: looked for.
+    pub lxc_socket: Option<PathBuf>,
     /// What the config says about machines of QEMU.
     pub qemu: QemuSettings,
     /// Whether the node `local` allows provider host.
     pub allow_host: bool,
+    /// Where ports of the gateway's machine that lead to workspaces are taken from.
+    pub ports: ports::Settings,
     /// Opens nodes.
     pub node_key: PrivateKey,
     /// Where changes are told.
@@ -121,6 +125,7 @@ impl Workspaces {
             node_key: settings.node_key.clone(),
             state_dir: settings.state_dir.clone(),
             docker_socket: settings.docker_socket.clone(),
+            lxc_socket: settings.lxc_socket.clone(),
             qemu: settings.qemu.clone(),
             allow_host: settings.allow_host,
             operator: inventory::operator(),
@@ -131,11 +136,16 @@ impl Workspaces {
         .await
         .map_err(|error| error.explain("nodes"))?;
         let services = Arc::new(Services::new(settings, inventory));
+        let given = services.store.ports().await;
+        let given = given.map_err(|error| error.explain("ports"))?;
         let rows = services.store.workspaces().await;
-        for row in rows.map_err(|error| error.explain("workspaces"))? {
+        let rows = rows.map_err(|error| error.explain("workspaces"))?;
+        services.contexts.keep_only(rows.iter().map(|row| &row.id));
+        for row in rows {
             match services.inventory.find(&row.node) {
                 Some(node) => {
-                    services.adopt(row, node, false)?;
+                    let ports = services.ports.of(&row.id, &row.config, &given);
+                    services.adopt(row, node, ports, false)?;
                 }
                 // The store removes no node that a workspace is on.
                 None => {
@@ -201,23 +211,23 @@ impl Workspaces {
         names
     }
 
-    /// Stores a new workspace; it is not brought up yet.
+    /// Stores a new workspace; it is not brought up yet. `context` is an archive
+    /// of the files that its image is built from.
     ///
     /// # Errors
-    /// A config that is refused (2), a name that is taken (4).
+    /// No name (2), a name that is taken (4).
     pub async fn create(
         &self,
         caller: &Principal,
         name: Option<WorkspaceName>,
-        config: ProjectConfig,
-        overrides: Overrides,
+        spec: Spec,
+        context: Option<Vec<u8>>,
     ) -> Result<WorkspaceStatus, WorkspaceError> {
-        let name = spec::name_of(name, &config)?;
+        let name = spec::name_of(name, &spec.config)?;
         let about = format!("workspace {name}");
         let account = Account(caller.user.clone());
         let owner = authorize(caller, Action::Create, account)
             .map_err(|_| WorkspaceError::not_found(name.as_str()))?;
-        let spec = Spec::resolve(config, overrides)?;
         let node = self.0.inventory.get(spec.remote());
         let node = node.map_err(|error| error.explain("config"))?;
         allowed(&node.place(), spec.provider)?;
@@ -240,9 +250,22 @@ impl Workspaces {
         // A task of its own: a caller that leaves between row and actor must
         // not leave a row without one.
         let created = self.0.tracker.spawn(async move {
+            // Before the row, so that a row means that there is all it needs.
+            services.contexts.put(&row.id, context).await?;
             let added = services.store.add_workspace(&row).await;
-            added.map_err(|error| error.explain(&about))?;
-            services.adopt(row, node, true)
+            if let Err(error) = added {
+                services.contexts.remove(&row.id);
+                return Err(error.explain(&about));
+            }
+            match ports_for(&services, &row).await {
+                Ok(ports) => services.adopt(row, node, ports, true),
+                Err(error) => {
+                    services.contexts.remove(&row.id);
+                    let forgotten = services.store.forget_workspace(&row.id).await;
+                    forgotten.map_err(|error| error.explain(&about))?;
+                    Err(error)
+                }
+            }
         });
         let entry = created.await.map_err(|error| {
             WorkspaceError::new(ErrorKind::Internal, "create", error.to_string())
@@ -281,7 +304,17 @@ impl Workspaces {
         entries
     }
 
-    fn entry(&self, workspace: &WorkspaceRef) -> Result<Arc<Entry>, WorkspaceError> {
+    /// Ends every task.
+    pub(super) fn cancellation(&self) -> CancellationToken {
+        self.0.cancel.clone()
+    }
+
+    /// Owns every task.
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        &self.0.tracker
+    }
+
+    pub(super) fn entry(&self, workspace: &WorkspaceRef) -> Result<Arc<Entry>, WorkspaceError> {
         let name = workspace.name.as_str();
         let found = self.0.read(|entries| entries.get(name).cloned());
         found
@@ -386,7 +419,9 @@ impl Workspaces {
     ) -> Result<Agent, WorkspaceError> {
         let entry = self.entry(workspace)?;
         let snapshot = entry.snapshot();
-        if let Some(target) = snapshot.target {
+        if let Some(target) = snapshot.target
+            && !entry.activity.is_leaving()
+        {
             return Ok(Agent::Ready(target));
         }
         let (desired, auto_up) = (snapshot.record.desired, entry.spec.auto_up);
@@ -421,9 +456,48 @@ impl Workspaces {
         Ok(self.entry(workspace)?.reachable().await)
     }
 
+    /// Counts what uses it.
+    ///
+    /// # Errors
+    /// When it was destroyed since it was found (3).
+    pub fn activity(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+    ) -> Result<Activity, WorkspaceError> {
+        Ok(self.entry(workspace)?.activity.clone())
+    }
+
+    /// The ports of the gateway's machine that lead to it, and how they are.
+    ///
+    /// # Errors
+    /// When it was destroyed since it was found (3).
+    pub fn ports(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+    ) -> Result<watch::Receiver<Vec<PortStatus>>, WorkspaceError> {
+        Ok(self.entry(workspace)?.ports.subscribe())
+    }
+
     /// To be called when a running workspace's agent could not be reached:
     /// the engine is asked, and the state corrected.
     pub async fn agent_unreachable(&self, id: &WorkspaceId) {
         self.0.look(id).await;
+    }
+}
+
+/// The ports of a new workspace, all of which it must be given.
+async fn ports_for(
+    services: &Services,
+    row: &WorkspaceRow,
+) -> Result<Vec<ports::Mapping>, WorkspaceError> {
+    let about = format!("workspace {}", row.name);
+    let assigned = services.ports.assign(&row.id, &row.owner, &row.config);
+    let assigned = assigned.await.map_err(|error| error.explain(&about))?;
+    match assigned.refused.into_iter().next() {
+        None => Ok(assigned.mappings),
+        Some(refused) => Err(
+            WorkspaceError::new(ErrorKind::Conflict, about, refused.problem)
+                .with_remedy(refused.remedy),
+        ),
     }
 }

@@ -4,13 +4,19 @@
 //! only writer of that workspace's row, container and files. [`Workspaces`] is
 //! what the rest of the gateway sees.
 
+mod activity;
 mod actor;
+mod attend;
 mod callers;
+mod check;
+mod context;
 mod entry;
 mod error;
 mod forges;
 mod hook;
 mod id;
+mod idle;
+mod inside;
 mod manager;
 mod operation;
 mod provision;
@@ -22,8 +28,14 @@ mod status;
 mod supervise;
 mod work;
 
+pub use crate::ports::{
+    Mapping as PortMapping, PortKey, PortState, PortStatus, Settings as PortSettings,
+};
+pub use activity::{Activity, InUse};
+pub use check::{Wrong, is_variable_name};
 pub use error::{ErrorKind, WorkspaceError};
 pub use id::WorkspaceId;
+pub use inside::{ListeningStream, ServiceLogOptions};
 pub use manager::{
     Agent, AgentTarget, Endpoint, LogOptions, LogStream, Settings, WorkspaceRef, Workspaces,
 };

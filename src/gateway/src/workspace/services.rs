@@ -10,6 +10,7 @@ use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
 use super::actor::Actor;
+use super::context::Contexts;
 use super::entry::{Entry, Message, Snapshot};
 use super::error::Explain;
 use super::manager::Settings;
@@ -19,6 +20,7 @@ use crate::agent::install::Payloads;
 use crate::agent::pool::Pool;
 use crate::events::Events;
 use crate::inventory::{Inventory, Node, Place};
+use crate::ports::{Mapping, Ports};
 use crate::store::{Store, WorkspaceRow};
 
 /// Messages that may wait for an actor.
@@ -32,7 +34,9 @@ pub(super) struct Services {
     pub agent_login_key: PublicKey,
     pub payloads: Payloads,
     pub pool: Pool,
+    pub ports: Ports,
     pub inventory: Inventory,
+    pub contexts: Contexts,
     pub events: Events,
     pub tracker: TaskTracker,
     pub cancel: CancellationToken,
@@ -42,6 +46,7 @@ pub(super) struct Services {
 impl Services {
     pub(super) fn new(settings: Settings, inventory: Inventory) -> Self {
         Self {
+            ports: Ports::new(settings.ports, settings.store.clone()),
             store: settings.store,
             host_ca: settings.host_ca,
             agent_login_key: settings.agent_key.public(),
@@ -52,6 +57,7 @@ impl Services {
                 settings.cancel.clone(),
             ),
             inventory,
+            contexts: Contexts::new(&settings.state_dir),
             events: settings.events,
             tracker: settings.tracker,
             cancel: settings.cancel,
@@ -91,6 +97,7 @@ impl Services {
 
     /// Its name is free again.
     pub(super) fn forget(&self, entry: &Entry) {
+        self.contexts.remove(&entry.reference.id);
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.remove(entry.reference.name.as_str());
     }
@@ -121,6 +128,7 @@ impl Services {
         self: &Arc<Self>,
         row: WorkspaceRow,
         node: Arc<Node>,
+        ports: Vec<Mapping>,
         is_new: bool,
     ) -> Result<Arc<Entry>, WorkspaceError> {
         let about = format!("workspace {}", row.name);
@@ -131,6 +139,7 @@ impl Services {
         snapshot.record = row.record;
         let record = row.record;
         let entry = Arc::new(Entry::new(row, node, host_key, inbox, snapshot));
+        entry.set_ports(ports);
         let name = entry.reference.name.to_string();
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.insert(name, Arc::clone(&entry));
@@ -146,7 +155,7 @@ fn first_phase(record: Record) -> Phase {
     match record.desired {
         Desired::Created => Phase::Created,
         Desired::Running => Phase::Starting,
-        Desired::Down => Phase::Stopped,
+        Desired::Down | Desired::Idle => Phase::Stopped,
         Desired::Destroyed => Phase::Destroying,
     }
 }

@@ -1,11 +1,11 @@
 //! From what a project says and what the command line says to what is run.
 
-use vendetta_proto::spec::{AutoUp, ProjectConfig, ProviderKind, Remote};
-use vendetta_proto::value::ByteSize;
+use std::time::Duration;
+
+use vendetta_proto::spec::{AutoUp, Build, ProjectConfig, ProviderKind, Remote};
 use vendetta_proto::{NodeName, WorkspaceName};
 
-use super::{ErrorKind, WorkspaceError};
-use crate::provider::{ImageReference, MachineImage};
+use super::check::{Wrong, check};
 
 /// What the command line of `create` says; it wins over the project config.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -21,11 +21,30 @@ pub struct Overrides {
     /// `--cpu`, in cores.
     pub cpu: Option<f64>,
     /// `--memory`.
-    pub memory: Option<ByteSize>,
+    pub memory: Option<vendetta_proto::value::ByteSize>,
     /// `--env NAME=VALUE`, any number.
     pub env: Vec<(String, String)>,
     /// `--auto-up`.
     pub auto_up: Option<AutoUp>,
+}
+
+impl Overrides {
+    /// Whether they say what is at `key` of the config.
+    #[must_use]
+    pub fn say(&self, key: &[String]) -> bool {
+        let parts: Vec<&str> = key.iter().map(String::as_str).collect();
+        match parts.as_slice() {
+            ["provider", ..] => self.provider.is_some(),
+            ["remote", ..] => self.remote.is_some(),
+            ["docker" | "lxc" | "qemu", "image"] => self.image.is_some(),
+            ["user"] => self.user.is_some(),
+            ["resources", "cpu"] => self.cpu.is_some(),
+            ["resources", "memory"] => self.memory.is_some(),
+            ["env", name] => self.env.iter().any(|(given, _)| given == name),
+            ["auto_up"] => self.auto_up.is_some(),
+            _ => false,
+        }
+    }
 }
 
 /// A project config that was checked, with what follows from it.
@@ -39,23 +58,16 @@ pub struct Spec {
     pub config: ProjectConfig,
 }
 
-/// The working directory of sessions where a provider can place it freely. It
-/// is on a disk that survives a rebuild.
-pub const WORKSPACE_DIR: &str = "/workspace";
-
-fn refuse(problem: impl Into<String>) -> WorkspaceError {
-    WorkspaceError::new(ErrorKind::Usage, "config", problem)
-}
+/// The working directory of sessions where a provider can place it freely and
+/// the config says no other. It is on a disk that survives a rebuild.
+pub const WORKSPACE_DIR: &str = vendetta_proto::spec::WORKSPACE_FOLDER;
 
 impl Spec {
     /// Puts `overrides` over `config`, fills in defaults and checks the whole.
     ///
     /// # Errors
-    /// Of kind [`ErrorKind::Usage`], naming the key.
-    pub fn resolve(
-        mut config: ProjectConfig,
-        overrides: Overrides,
-    ) -> Result<Self, WorkspaceError> {
+    /// The key that is wrong.
+    pub fn resolve(mut config: ProjectConfig, overrides: Overrides) -> Result<Self, Wrong> {
         let provider = overrides
             .provider
             .or(config.provider)
@@ -76,8 +88,7 @@ impl Spec {
         if let Some(image) = overrides.image {
             set_image(&mut config, provider, image)?;
         }
-        check_provider(&config, provider)?;
-        check_common(&config)?;
+        check(&config, provider)?;
         Ok(Self {
             provider,
             auto_up: config.auto_up.unwrap_or_default(),
@@ -106,12 +117,35 @@ impl Spec {
     #[must_use]
     pub fn image(&self) -> Option<&str> {
         let image = match self.provider {
-            ProviderKind::Docker => self.config.docker.as_ref().map(|c| &c.image),
+            ProviderKind::Docker => self.config.docker.as_ref().and_then(|c| c.image.as_ref()),
             ProviderKind::Lxc => self.config.lxc.as_ref().map(|c| &c.image),
             ProviderKind::Qemu => self.config.qemu.as_ref().map(|c| &c.image),
             ProviderKind::Host => None,
         };
         image.map(String::as_str)
+    }
+
+    /// How the image is built that it is made from.
+    #[must_use]
+    pub fn build(&self) -> Option<&Build> {
+        match (self.provider, &self.config.docker) {
+            (ProviderKind::Docker, Some(docker)) => docker.build.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// What it is made from, for people: the image, or the Dockerfile.
+    #[must_use]
+    pub fn made_from(&self) -> Option<String> {
+        let dockerfile = || self.build().map(Build::dockerfile_path);
+        self.image().map(str::to_owned).or_else(dockerfile)
+    }
+
+    /// How long nothing may use it before it is stopped; none: for ever.
+    #[must_use]
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        let timeout = self.config.idle_timeout?.as_duration();
+        (!timeout.is_zero()).then_some(timeout)
     }
 
     /// Parts of the config that are stored, but that this version does not act
@@ -126,21 +160,16 @@ impl Spec {
             }
         };
         note(
-            !config.services.is_empty(),
-            "services are stored, not started yet",
-        );
-        note(!config.hooks.is_empty(), "hooks are stored, not run yet");
-        note(
-            config.idle_timeout.is_some(),
-            "idle_timeout is stored, not acted upon yet",
-        );
-        note(
             self.provider == ProviderKind::Host && !config.resources.is_unlimited(),
             "resources are stored; provider host does not limit them",
         );
         note(
             self.provider == ProviderKind::Host && config.user.is_some(),
             "user is stored; provider host runs sessions as the gateway's own user",
+        );
+        note(
+            self.provider == ProviderKind::Host && config.workspace_folder.is_some(),
+            "workspace_folder is stored; provider host makes a directory of its own",
         );
         note(
             self.provider != ProviderKind::Docker && config.docker.is_some(),
@@ -171,10 +200,14 @@ fn set_image(
     config: &mut ProjectConfig,
     provider: ProviderKind,
     image: String,
-) -> Result<(), WorkspaceError> {
-    use vendetta_proto::spec::{DockerConfig, LxcConfig, QemuConfig};
+) -> Result<(), Wrong> {
+    use vendetta_proto::spec::{LxcConfig, QemuConfig};
     match provider {
-        ProviderKind::Docker => config.docker = Some(DockerConfig { image }),
+        ProviderKind::Docker => {
+            let docker = config.docker.get_or_insert_default();
+            docker.image = Some(image);
+            docker.build = None;
+        }
         ProviderKind::Lxc => config.lxc = Some(LxcConfig { image }),
         ProviderKind::Qemu => match &mut config.qemu {
             Some(qemu) => qemu.image = image,
@@ -188,95 +221,8 @@ fn set_image(
                 });
             }
         },
-        ProviderKind::Host => return Err(refuse("provider host takes no image")),
-    }
-    Ok(())
-}
-
-fn check_provider(config: &ProjectConfig, provider: ProviderKind) -> Result<(), WorkspaceError> {
-    match provider {
-        ProviderKind::Docker => {
-            let Some(docker) = &config.docker else {
-                return Err(refuse("provider docker needs an image")
-                    .with_remedy("add --image IMAGE, or docker: {image: IMAGE} to the config"));
-            };
-            ImageReference::parse(&docker.image)
-                .map_err(|error| refuse(format!("docker.image: {error}")))?;
-            Ok(())
-        }
-        ProviderKind::Host => Ok(()),
-        ProviderKind::Qemu => check_qemu(config),
-        ProviderKind::Lxc => Err(refuse(format!(
-            "provider {provider} is not built into this version"
-        ))
-        .with_remedy("use provider docker, qemu or host")),
-    }
-}
-
-fn check_qemu(config: &ProjectConfig) -> Result<(), WorkspaceError> {
-    let Some(qemu) = &config.qemu else {
-        return Err(refuse("provider qemu needs an image")
-            .with_remedy("add --image IMAGE, or qemu: {image: IMAGE} to the config"));
-    };
-    MachineImage::parse(&qemu.image).map_err(|error| refuse(format!("qemu.image: {error}")))?;
-    if let Some(cpu) = qemu.cpu
-        && !(1..=512).contains(&cpu)
-    {
-        return Err(refuse(format!(
-            "qemu.cpu: {cpu} is not a number of processors between 1 and 512"
-        )));
-    }
-    let memory = qemu.memory.or(config.resources.memory);
-    for (key, size, least, most) in [
-        ("memory", memory, 128 << 20, 16 << 40),
-        ("disk", qemu.disk, 1 << 30, 64 << 40),
-    ] {
-        let Some(size) = size else { continue };
-        if !(least..=most).contains(&size.as_bytes()) {
-            let [least, most] = [least, most].map(ByteSize::from_bytes);
-            return Err(refuse(format!(
-                "qemu.{key}: {size} is not between {least} and {most}"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn check_common(config: &ProjectConfig) -> Result<(), WorkspaceError> {
-    for (name, value) in &config.env {
-        let mut letters = name.bytes();
-        let begins = letters
-            .next()
-            .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-        if !begins || !letters.all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            return Err(refuse(format!(
-                "env: {name:?} is not a variable name; use letters, digits and '_'"
-            )));
-        }
-        if value.contains('\0') {
-            return Err(refuse(format!("env.{name}: the value has a NUL character")));
-        }
-    }
-    if let Some(cpu) = config.resources.cpu
-        && !(cpu.is_finite() && (0.01..=4096.0).contains(&cpu))
-    {
-        return Err(refuse(format!(
-            "resources.cpu: {cpu} is not a number of processors between 0.01 and 4096"
-        )));
-    }
-    if let Some(memory) = config.resources.memory
-        && memory.as_bytes() < 6 << 20
-    {
-        return Err(refuse(format!(
-            "resources.memory: {memory} is less than 6M, the least an engine takes"
-        )));
-    }
-    if let Some(user) = &config.user {
-        let odd = |c: char| c.is_whitespace() || c.is_control() || c == '/';
-        if user.is_empty() || user.len() > 256 || user.contains(odd) {
-            return Err(refuse(format!(
-                "user: {user:?} is not a user name or number"
-            )));
+        ProviderKind::Host => {
+            return Err(Wrong::new(&["provider"], "provider host takes no image"));
         }
     }
     Ok(())
@@ -286,9 +232,9 @@ fn check_common(config: &ProjectConfig) -> Result<(), WorkspaceError> {
 pub(super) fn name_of(
     given: Option<WorkspaceName>,
     config: &ProjectConfig,
-) -> Result<WorkspaceName, WorkspaceError> {
+) -> Result<WorkspaceName, Wrong> {
     given.or_else(|| config.name.clone()).ok_or_else(|| {
-        refuse("the workspace has no name")
+        Wrong::new(&[], "the workspace has no name")
             .with_remedy("ssh vendetta workspace create NAME, or name: NAME in the config")
     })
 }
@@ -301,7 +247,7 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
-    fn resolve(json: serde_json::Value) -> Result<Spec, WorkspaceError> {
+    fn resolve(json: serde_json::Value) -> Result<Spec, Wrong> {
         Spec::resolve(config(json), Overrides::default())
     }
 
@@ -330,78 +276,29 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_with_the_key_that_says_so() {
-        for (json, word, code) in [
-            (serde_json::json!({}), "image", 2),
-            (
-                serde_json::json!({"docker": {"image": "Bad Image"}}),
-                "docker.image",
-                2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "env": {"A-B": "1"}}),
-                "A-B",
-                2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "env": {"": "1"}}),
-                "env",
-                2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "resources": {"cpu": 0}}),
-                "resources.cpu",
-                2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "resources": {"memory": "1M"}}),
-                "resources.memory",
-                2,
-            ),
-            (
-                serde_json::json!({"docker": {"image": "x"}, "user": "a b"}),
-                "user",
-                2,
-            ),
-            (serde_json::json!({"lxc": {"image": "x"}}), "lxc", 2),
-            (serde_json::json!({"provider": "qemu"}), "image", 2),
-            (serde_json::json!({"qemu": {"image": "x"}}), "qemu.image", 2),
-            (
-                serde_json::json!({"qemu": {"image": "debian:12", "cpu": 0}}),
-                "qemu.cpu",
-                2,
-            ),
-            (
-                serde_json::json!({"qemu": {"image": "debian:12", "memory": "64M"}}),
-                "qemu.memory",
-                2,
-            ),
-            (
-                serde_json::json!({"qemu": {"image": "debian:12"}, "resources": {"memory": "64M"}}),
-                "qemu.memory",
-                2,
-            ),
-            (
-                serde_json::json!({"qemu": {"image": "debian:12", "disk": "1M"}}),
-                "qemu.disk",
-                2,
-            ),
-        ] {
-            let error = resolve(json.clone()).unwrap_err();
-            assert!(error.problem.contains(word), "{json}: {error}");
-            assert_eq!(error.exit_code(), code, "{json}: {error}");
-        }
+    fn an_image_of_the_command_line_is_used_instead_of_a_build_and_volumes_stay() {
+        let spec = Spec::resolve(
+            config(serde_json::json!({
+                "docker": {"build": {"target": "dev"}, "volumes": {"cache": "/cache"}},
+            })),
+            Overrides {
+                image: Some("two:v2".to_owned()),
+                ..Overrides::default()
+            },
+        )
+        .unwrap();
+        assert_eq!((spec.image(), spec.build()), (Some("two:v2"), None));
+        assert_eq!(spec.config.docker.unwrap().volumes["cache"], "/cache");
     }
 
     #[test]
     fn what_is_not_acted_on_is_named() {
         let spec = resolve(serde_json::json!({
-            "provider": "host", "resources": {"cpu": 1}, "idle_timeout": "2h",
-            "services": {"db": {"command": "x"}}, "hooks": {"up": "x"}, "lxc": {"image": "y"},
+            "provider": "host", "resources": {"cpu": 1}, "lxc": {"image": "y"},
         }))
         .unwrap();
         let lines = spec.inactive().join("\n");
-        for word in ["services", "hooks", "idle_timeout", "resources", "lxc"] {
+        for word in ["resources", "lxc"] {
             assert!(lines.contains(word), "{word}: {lines}");
         }
         let plain = resolve(serde_json::json!({"docker": {"image": "x"}})).unwrap();

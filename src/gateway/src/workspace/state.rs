@@ -11,6 +11,7 @@
 //!      │ └──────────────────────┘ (cancels) │
 //!      └────────────────────────────────────┘ down
 //!
+//!   running ── went idle ──▶ stopping
 //!   starting, stopping, destroying ── failed work ──▶ failed
 //!   any ── destroy ──▶ destroying ── done ──▶ destroyed (the end)
 //! ```
@@ -34,6 +35,8 @@ pub enum Desired {
     Running,
     /// Taken down on purpose.
     Down,
+    /// Down because nobody used it.
+    Idle,
     /// Gone, with all it holds.
     Destroyed,
 }
@@ -46,6 +49,7 @@ impl Desired {
             Self::Created => "created",
             Self::Running => "running",
             Self::Down => "down",
+            Self::Idle => "idle",
             Self::Destroyed => "destroyed",
         }
     }
@@ -53,9 +57,15 @@ impl Desired {
     /// The value that [`as_str`](Self::as_str) wrote.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Created, Self::Running, Self::Down, Self::Destroyed]
-            .into_iter()
-            .find(|desired| desired.as_str() == word)
+        [
+            Self::Created,
+            Self::Running,
+            Self::Down,
+            Self::Idle,
+            Self::Destroyed,
+        ]
+        .into_iter()
+        .find(|desired| desired.as_str() == word)
     }
 }
 
@@ -87,6 +97,8 @@ pub enum Request {
     Up,
     /// Take it down, keep its disk.
     Down,
+    /// Take it down because nobody uses it; heeded only while it runs.
+    Idle,
     /// Make its environment anew, keep `/workspace`, bring it up.
     Rebuild,
     /// Remove all of it.
@@ -240,7 +252,7 @@ impl Machine {
         let up = found == Some(Found::Running);
         match record.desired {
             Desired::Created if !up => rest(Life::Created),
-            Desired::Down if !up => rest(Life::Stopped),
+            Desired::Down | Desired::Idle if !up => rest(Life::Stopped),
             Desired::Running | Desired::Destroyed if found.is_none() => {
                 rest(Life::Failed { resume: true })
             }
@@ -303,9 +315,14 @@ impl Machine {
         if record.desired == Desired::Destroyed && request != Request::Destroy {
             return (self, Vec::new());
         }
+        let runs = self.life == Life::Running && record.desired == Desired::Running;
+        if request == Request::Idle && !runs {
+            return (self, Vec::new());
+        }
         record.desired = match request {
             Request::Up | Request::Rebuild => Desired::Running,
             Request::Down => Desired::Down,
+            Request::Idle => Desired::Idle,
             Request::Destroy => Desired::Destroyed,
         };
         if request == Request::Rebuild {
@@ -335,7 +352,7 @@ impl Machine {
         let record = self.record;
         let wanted = match (work, record.desired) {
             (Work::Start { generation, .. }, Desired::Running) => generation == record.generation,
-            (Work::Stop, Desired::Down | Desired::Created)
+            (Work::Stop, Desired::Down | Desired::Idle | Desired::Created)
             | (Work::Destroy, Desired::Destroyed) => true,
             _ => false,
         };
@@ -365,7 +382,7 @@ impl Machine {
             (Life::Running, _) => rest(Life::Stopped),
             (_, Desired::Destroyed) => Self::pursue(record, false),
             (Life::Failed { resume: true }, _) => Self::pursue(record, false),
-            (Life::Failed { .. }, Desired::Down) if !up => rest(Life::Stopped),
+            (Life::Failed { .. }, Desired::Down | Desired::Idle) if !up => rest(Life::Stopped),
             _ if up => Self::pursue(record, false),
             _ => rest(self.life),
         }
@@ -374,7 +391,7 @@ impl Machine {
     /// Begins what the record asks for.
     fn pursue(mut record: Record, mut changed: bool) -> (Self, Vec<Effect>) {
         let work = match record.desired {
-            Desired::Created | Desired::Down => Work::Stop,
+            Desired::Created | Desired::Down | Desired::Idle => Work::Stop,
             Desired::Destroyed => Work::Destroy,
             Desired::Running => {
                 record.boot += 1;

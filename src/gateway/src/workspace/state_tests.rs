@@ -17,6 +17,8 @@ struct World {
 #[derive(Debug, Clone, Copy)]
 enum Happening {
     Asked(Request),
+    /// It is found to be used by nobody.
+    WentIdle,
     /// The work under way ends: all of it done, or only some and then failed or cut off.
     WorkEnds {
         whole: bool,
@@ -135,6 +137,7 @@ impl World {
                 let desired = match request {
                     Request::Up => Desired::Running,
                     Request::Down => Desired::Down,
+                    Request::Idle => panic!("nobody asks for that"),
                     Request::Destroy => Desired::Destroyed,
                     Request::Rebuild => {
                         assert_eq!(after.generation, before.generation + 1);
@@ -142,6 +145,16 @@ impl World {
                     }
                 };
                 assert_eq!(after.desired, desired, "every request is remembered");
+            }
+            Happening::WentIdle => {
+                let before = self.machine;
+                self.event(Event::Asked(Request::Idle));
+                if before.phase() == Phase::Running {
+                    assert_eq!(self.machine.record().desired, Desired::Idle);
+                    assert_eq!(self.machine.phase(), Phase::Stopping);
+                } else {
+                    assert_eq!(self.machine, before, "only what runs goes idle");
+                }
             }
             Happening::WorkEnds { whole } => {
                 if let Some(work) = self.in_flight.take() {
@@ -207,6 +220,7 @@ fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         6 => request().prop_map(Happening::Asked),
         6 => any::<bool>().prop_map(|whole| Happening::WorkEnds { whole }),
+        2 => Just(Happening::WentIdle),
         1 => Just(Happening::EndsByItself),
         1 => Just(Happening::StartedByHand),
         2 => Just(Happening::Look),
@@ -232,7 +246,7 @@ proptest! {
         let expected = match (world.saved.map(|r| r.desired), last) {
             (None, _) => Phase::Destroyed,
             (_, Request::Up | Request::Rebuild) => Phase::Running,
-            (_, Request::Down) => Phase::Stopped,
+            (_, Request::Down | Request::Idle) => Phase::Stopped,
             (_, Request::Destroy) => Phase::Destroyed,
         };
         prop_assert_eq!(world.machine.phase(), expected);
@@ -249,14 +263,17 @@ proptest! {
     /// A crash at any point and a restart carry on with what was asked for.
     #[test]
     fn a_crash_at_any_point_carries_on(
-        requests in prop::collection::vec((request(), any::<bool>()), 1..12),
+        requests in prop::collection::vec((request(), any::<bool>(), any::<bool>()), 1..12),
         engine_answers: bool,
     ) {
         let mut world = World::new();
-        for (request, ends) in requests {
+        for (request, ends, idle) in requests {
             world.happen(Happening::Asked(request));
             if ends {
                 world.happen(Happening::WorkEnds { whole: true });
+            }
+            if idle {
+                world.happen(Happening::WentIdle);
             }
         }
         let desired = world.saved.map(|record| record.desired);
@@ -273,7 +290,7 @@ proptest! {
                 let generation = world.machine.record().generation;
                 prop_assert_eq!(world.environment, Some((generation, true)));
             }
-            Some(Desired::Down) => {
+            Some(Desired::Down | Desired::Idle) => {
                 prop_assert_eq!(phase, Phase::Stopped);
                 prop_assert_ne!(world.found(), Found::Running);
             }
@@ -319,6 +336,28 @@ fn down_and_up_again_during_up_starts_again() {
     world.happen(Happening::Asked(Request::Up));
     world.happen(Happening::WorkEnds { whole: false });
     assert_eq!(world.machine.phase(), Phase::Starting);
+}
+
+#[test]
+fn one_that_went_idle_comes_up_again_and_one_taken_down_meanwhile_stays_down() {
+    let mut world = running();
+    world.happen(Happening::WentIdle);
+    world.happen(Happening::Asked(Request::Up));
+    assert!(world.cancelled, "somebody came while it stopped");
+    world.happen(Happening::WorkEnds { whole: false });
+    world.happen(Happening::WorkEnds { whole: true });
+    assert_eq!(world.machine.phase(), Phase::Running);
+    world.happen(Happening::WentIdle);
+    world.happen(Happening::WorkEnds { whole: true });
+    assert_eq!(world.machine.phase(), Phase::Stopped);
+    world.happen(Happening::Asked(Request::Down));
+    assert_eq!(
+        world.saved.map(|record| record.desired),
+        Some(Desired::Down)
+    );
+    assert_eq!(world.in_flight, None, "it is down already");
+    world.happen(Happening::WentIdle);
+    assert_eq!(world.machine.record().desired, Desired::Down);
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use serde::Serialize;
 use vendetta_proto::spec::{AutoUp, ProviderKind};
+use vendetta_proto::value::Span;
 use vendetta_proto::{NodeName, UserName, WorkspaceName};
 
 use super::WorkspaceId;
 use super::state::{Desired, Phase};
+use crate::ports::PortStatus;
 
 /// A workspace as `list` and `status` show it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -20,7 +22,7 @@ pub struct WorkspaceStatus {
     pub provider: ProviderKind,
     /// Where it runs.
     pub node: NodeName,
-    /// What it was made from, when the provider takes an image.
+    /// The image, or the Dockerfile, that it is made from, when the provider takes one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// What it is doing.
@@ -39,6 +41,12 @@ pub struct WorkspaceStatus {
     /// Anything else worth knowing, such as how it ended by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// How long nothing may use it before it is stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Span>,
+    /// The ports of the gateway's machine that lead to it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortStatus>,
     /// Parts of its config that this version keeps but does not act on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inactive: Vec<String>,

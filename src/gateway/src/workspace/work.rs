@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
+use vendetta_proto::ServiceName;
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
 use vendetta_proto::rpc::{Answer, Request};
 use vendetta_sshio::keys::certify_host;
@@ -179,6 +180,10 @@ async fn start_environment(
         name: entry.reference.name.clone(),
         generation: start.generation,
         config: entry.spec.config.clone(),
+        build_context: entry
+            .spec
+            .build()
+            .map(|_| services.contexts.path(&entry.reference.id)),
         agent,
         run_dir: run_dir(node.as_ref(), &entry.reference.id),
     };
@@ -189,7 +194,8 @@ async fn start_environment(
         .create(&environment, context)
         .await
         .map_err(|error| error.explain(&about))?;
-    let config = agent_config(services, entry, &placement)?;
+    let host_ports = host_ports(services, entry, context).await?;
+    let config = agent_config(services, entry, &placement, host_ports)?;
     node.put(&environment.run_dir.join("agent.json"), 0o600, &config)
         .await
         .map_err(|error| error.explain(&about))?;
@@ -289,10 +295,37 @@ pub(super) async fn destroy(entry: &Entry, context: &Context) -> Result<(), Work
     step.end(removed.map_err(|error| error.explain(&entry.context())))
 }
 
+/// The ports of the gateway's machine for its services. One that it cannot be
+/// given is told, and nothing else waits for it.
+async fn host_ports(
+    services: &Services,
+    entry: &Entry,
+    context: &Context,
+) -> Result<BTreeMap<ServiceName, u16>, WorkspaceError> {
+    let reference = &entry.reference;
+    let config = &entry.spec.config;
+    let assigned = services
+        .ports
+        .assign(&reference.id, &reference.owner, config);
+    let assigned = assigned
+        .await
+        .map_err(|error| error.explain(&entry.context()))?;
+    for refused in assigned.refused {
+        context.progress.message("ports", refused.problem);
+    }
+    let mappings = assigned.mappings.iter();
+    let host_ports = mappings
+        .filter_map(|mapping| Some((mapping.key.service()?.clone(), mapping.host_port)))
+        .collect();
+    entry.set_ports(assigned.mappings);
+    Ok(host_ports)
+}
+
 fn agent_config(
     services: &Services,
     entry: &Entry,
     placement: &Placement,
+    host_ports: BTreeMap<ServiceName, u16>,
 ) -> Result<Vec<u8>, WorkspaceError> {
     let about = entry.context();
     let name = &entry.reference.name;
@@ -314,11 +347,12 @@ fn agent_config(
         gateway_keys: vec![services.agent_login_key.to_string()],
         listen: placement.listen.clone(),
         user: placement.user.clone(),
-        env: config.env.clone(),
+        env: placement.env.clone(),
         workdir: Some(placement.workdir.clone()),
         services: config.services.clone(),
-        host_ports: BTreeMap::new(),
+        host_ports,
         log_dir: placement.log_dir.clone(),
+        own_network: placement.own_network,
     };
     serde_json::to_vec_pretty(&config)
         .map_err(|error| WorkspaceError::new(ErrorKind::Internal, about, error.to_string()))

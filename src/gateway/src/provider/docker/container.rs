@@ -1,6 +1,6 @@
 //! What a workspace is in the engine: a container, a volume, and their labels.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use bollard::models::{
@@ -8,8 +8,9 @@ use bollard::models::{
     MountType, RestartPolicy, RestartPolicyNameEnum, VolumeCreateRequest,
 };
 
-use super::super::{Environment, ImageReference};
-use crate::workspace::{WORKSPACE_DIR, WorkspaceId};
+use super::super::Environment;
+use super::pull::Image;
+use crate::workspace::WorkspaceId;
 
 /// Label: id of the workspace.
 pub(super) const WORKSPACE: &str = "vendetta.workspace";
@@ -70,23 +71,65 @@ pub(super) fn container_name(environment: &Environment) -> String {
 }
 
 /// Name of a workspace's volume.
-pub(super) fn volume_name(id: &WorkspaceId) -> String {
+fn volume_name(id: &WorkspaceId) -> String {
     format!("vendetta-{id}")
 }
 
-fn labels(id: &WorkspaceId, gateway: &str) -> HashMap<String, String> {
+/// Name and place of each volume of a workspace.
+fn volumes(environment: &Environment) -> Vec<(String, &str)> {
+    let own = volume_name(&environment.id);
+    let more = environment.config.docker.iter();
+    let more = more.flat_map(|docker| &docker.volumes);
+    let more: Vec<_> = more
+        .map(|(name, path)| (format!("{own}-{name}"), path.as_str()))
+        .collect();
+    std::iter::once((own, environment.workspace_folder()))
+        .chain(more)
+        .collect()
+}
+
+pub(super) fn labels(id: &WorkspaceId, gateway: &str) -> HashMap<String, String> {
     HashMap::from([
         (WORKSPACE.to_owned(), id.to_string()),
         (GATEWAY.to_owned(), gateway.to_owned()),
     ])
 }
 
-pub(super) fn volume(id: &WorkspaceId, gateway: &str) -> VolumeCreateRequest {
-    VolumeCreateRequest {
-        name: Some(volume_name(id)),
-        labels: Some(labels(id, gateway)),
+/// The volumes that a workspace's container needs.
+pub(super) fn volume_requests(
+    environment: &Environment,
+    gateway: &str,
+) -> Vec<VolumeCreateRequest> {
+    let request = |(name, _)| VolumeCreateRequest {
+        name: Some(name),
+        labels: Some(labels(&environment.id, gateway)),
         ..VolumeCreateRequest::default()
+    };
+    volumes(environment).into_iter().map(request).collect()
+}
+
+/// What begins a variable that the image sets, in a value of the config.
+const OF_THE_IMAGE: &str = "${containerEnv:";
+
+/// Whether a value needs to know what the image sets.
+pub(super) fn needs_image(env: &BTreeMap<String, String>) -> bool {
+    env.values().any(|value| value.contains(OF_THE_IMAGE))
+}
+
+/// `value` with `${containerEnv:NAME}` replaced by what the image sets, which may be nothing.
+fn expanded(value: &str, image: &BTreeMap<String, String>) -> String {
+    let mut expanded = String::new();
+    let mut rest = value;
+    while let Some((before, after)) = rest.split_once(OF_THE_IMAGE) {
+        let Some((name, behind)) = after.split_once('}') else {
+            break;
+        };
+        expanded.push_str(before);
+        expanded.push_str(image.get(name).map_or("", String::as_str));
+        rest = behind;
     }
+    expanded.push_str(rest);
+    expanded
 }
 
 /// A directory or file of the node in a container.
@@ -128,22 +171,22 @@ pub(super) fn clearer(
 
 /// The container: the agent as PID 1, root in it whatever the image says, so
 /// that it can become the user of each session.
-pub(super) fn body(
-    environment: &Environment,
-    gateway: &str,
-    image: &ImageReference,
-    image_user: &str,
-) -> ContainerCreateBody {
+pub(super) fn body(environment: &Environment, gateway: &str, image: &Image) -> ContainerCreateBody {
     let mut labels = labels(&environment.id, gateway);
     labels.insert(GENERATION.to_owned(), environment.generation.to_string());
-    labels.insert(USER.to_owned(), image_user.to_owned());
+    labels.insert(USER.to_owned(), image.user.clone());
     let config = &environment.config;
-    let disk = Mount {
+    let disk = |(name, path): (String, &str)| Mount {
         typ: Some(MountType::VOLUME),
-        source: Some(volume_name(&environment.id)),
-        target: Some(WORKSPACE_DIR.to_owned()),
+        source: Some(name),
+        target: Some(path.to_owned()),
         ..Mount::default()
     };
+    let mut mounts = vec![
+        bind(&environment.agent, AGENT, true),
+        bind(&environment.run_dir, RUN, false),
+    ];
+    mounts.extend(volumes(environment).into_iter().map(disk));
     let nano_cpus = config.resources.cpu.map(|cores| {
         // Checked to lie between 0.01 and 4096.
         #[allow(clippy::cast_possible_truncation)]
@@ -155,7 +198,7 @@ pub(super) fn body(
         .memory
         .map(|size| i64::try_from(size.as_bytes()).unwrap_or(i64::MAX));
     ContainerCreateBody {
-        image: Some(image.to_string()),
+        image: Some(image.reference.to_string()),
         hostname: Some(environment.name.to_string()),
         user: Some("0:0".to_owned()),
         working_dir: Some("/".to_owned()),
@@ -168,7 +211,7 @@ pub(super) fn body(
             config
                 .env
                 .iter()
-                .map(|(name, value)| format!("{name}={value}"))
+                .map(|(name, value)| format!("{name}={}", expanded(value, &image.env)))
                 .collect(),
         ),
         labels: Some(labels),
@@ -179,11 +222,7 @@ pub(super) fn body(
             ..HealthConfig::default()
         }),
         host_config: Some(HostConfig {
-            mounts: Some(vec![
-                bind(&environment.agent, AGENT, true),
-                bind(&environment.run_dir, RUN, false),
-                disk,
-            ]),
+            mounts: Some(mounts),
             nano_cpus,
             memory,
             // What runs after a reboot is for the gateway to say.
@@ -201,5 +240,27 @@ pub(super) fn body(
             ..HostConfig::default()
         }),
         ..ContainerCreateBody::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_the_image_are_put_in() {
+        let image = BTreeMap::from([("PATH".to_owned(), "/bin".to_owned())]);
+        for (value, want) in [
+            ("", ""),
+            (
+                "/x:${containerEnv:PATH}:${containerEnv:PATH}",
+                "/x:/bin:/bin",
+            ),
+            ("${containerEnv:NONE}x", "x"),
+            ("${containerEnv:PATH", "${containerEnv:PATH"),
+            ("${PATH}", "${PATH}"),
+        ] {
+            assert_eq!(expanded(value, &image), want, "{value}");
+        }
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! The agent is bind-mounted into the container and is its PID 1, so an image
 //! needs nothing of ours. Its socket is in a directory that the node and the
-//! container share. `/workspace` is a named volume, which a rebuild keeps.
-//! Containers and volumes are found by their labels, never by name.
+//! container share. The workspace's disk is a named volume, which a rebuild keeps.
+//! Containers, volumes and images that were built are found by their labels, never by name.
 
+mod build;
 mod container;
 mod engine;
 mod pull;
 mod resources;
 mod unusable;
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,9 +35,10 @@ use super::{
     Provider, ProviderError, run_dir,
 };
 use crate::node::NodeTransport;
-use crate::workspace::{Found, WORKSPACE_DIR, WorkspaceId};
-use container::{Container, GATEWAY, RUN, WORKSPACE, labelled, workspace_of};
+use crate::workspace::{Found, WorkspaceId};
+use container::{Container, GATEWAY, RUN, WORKSPACE, labelled, needs_image, workspace_of};
 use engine::{Engine, is_absent};
+use pull::{Image, variables};
 
 /// How long the engine may take to make a container that somebody else asked for.
 const CREATION_LIMIT: Duration = Duration::from_secs(30);
@@ -66,6 +69,62 @@ impl Docker {
             engine: Engine::new(node, socket, tracker),
             gateway_id,
         }
+    }
+
+    /// The image of an environment, pulled or built where the engine lacks it.
+    async fn image(
+        &self,
+        environment: &Environment,
+        context: &Context,
+    ) -> Result<Image, ProviderError> {
+        let docker = environment.config.docker.as_ref();
+        if let Some(build) = docker.and_then(|docker| docker.build.as_ref()) {
+            return self.ensure_built(environment, build, context).await;
+        }
+        let image = docker.and_then(|docker| docker.image.as_deref());
+        let image = ImageReference::parse(image.unwrap_or_default());
+        let image = image.map_err(|error| ProviderError::Refused {
+            operation: "read docker.image",
+            problem: error.to_string(),
+        })?;
+        pull::ensure_image(&self.engine, &image, context).await
+    }
+
+    /// Removes images that were built for environments before this one.
+    async fn tidy(&self, environment: &Environment, image: &Image) {
+        if environment.build_context.is_none() {
+            return;
+        }
+        let keep = image.reference.to_string();
+        if let Err(error) = self.remove_images(&environment.id, Some(&keep)).await {
+            // They go with the workspace.
+            tracing::warn!(id = %environment.id, %error, "removing images built before");
+        }
+    }
+
+    /// The config's variables as the container has them.
+    async fn env(
+        &self,
+        environment: &Environment,
+        container: &Container,
+    ) -> Result<BTreeMap<String, String>, ProviderError> {
+        let mut env = environment.config.env.clone();
+        if !needs_image(&env) {
+            return Ok(env);
+        }
+        let client = self.engine.client().await?;
+        let inspected = client
+            .inspect_container(&container.id, None)
+            .await
+            .map_err(|error| self.engine.failed("inspect container", error))?;
+        let config = inspected.config.unwrap_or_default();
+        let made = variables(config.env.unwrap_or_default());
+        for (name, value) in &mut env {
+            if let Some(made) = made.get(name) {
+                value.clone_from(made);
+            }
+        }
+        Ok(env)
     }
 }
 
@@ -98,34 +157,27 @@ impl Provider for Docker {
         let container = match there.iter().find(|container| wanted(container)) {
             Some(container) => container.clone(),
             None => {
-                let image = environment
-                    .config
-                    .docker
-                    .as_ref()
-                    .map(|docker| docker.image.as_str());
-                let image = ImageReference::parse(image.unwrap_or_default()).map_err(|error| {
-                    ProviderError::Refused {
-                        operation: "read docker.image",
-                        problem: error.to_string(),
-                    }
-                })?;
                 // First the image: what cannot be replaced is not removed.
-                let user = pull::ensure_image(&self.engine, &image, context).await?;
+                let image = self.image(environment, context).await?;
                 let step = context.progress.step("create container");
                 let made = async {
                     self.stop(&environment.id, REPLACE_GRACE).await?;
                     self.remove_all(&environment.id, wanted).await?;
-                    self.make(environment, &image, &user).await?;
+                    self.make(environment, &image).await?;
                     self.only(&environment.id).await
                 };
-                step.end(made.await)?
+                let container = step.end(made.await)?;
+                self.tidy(environment, &image).await;
+                container
             }
         };
         Ok(Placement {
             listen: PathBuf::from(RUN).join("agent.sock"),
             endpoint: Endpoint::Unix(environment.run_dir.join("agent.sock")),
+            own_network: true,
             log_dir: None,
-            workdir: PathBuf::from(WORKSPACE_DIR),
+            workdir: PathBuf::from(environment.workspace_folder()),
+            env: self.env(environment, &container).await?,
             user: environment.config.user.clone().or(container.user),
         })
     }
@@ -214,7 +266,7 @@ impl Provider for Docker {
                 Err(error) => return Err(self.engine.failed("remove volume", error)),
             }
         }
-        Ok(())
+        self.remove_images(id, None).await
     }
 
     async fn inspect(&self, id: &WorkspaceId) -> Result<Found, ProviderError> {
@@ -240,10 +292,12 @@ impl Provider for Docker {
     async fn list(&self) -> Result<Vec<WorkspaceId>, ProviderError> {
         let containers = self.summaries(GATEWAY, &self.gateway_id).await?;
         let volumes = self.volumes(GATEWAY, &self.gateway_id).await?;
+        let images = self.images(GATEWAY, &self.gateway_id).await?;
         let labels = containers
             .into_iter()
             .filter_map(|container| container.labels)
-            .chain(volumes.into_iter().map(|volume| volume.labels));
+            .chain(volumes.into_iter().map(|volume| volume.labels))
+            .chain(images.into_iter().map(|image| image.labels));
         let mut found: Vec<_> = labels.filter_map(|labels| workspace_of(&labels)).collect();
         found.sort();
         found.dedup();

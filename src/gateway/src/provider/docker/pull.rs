@@ -1,7 +1,7 @@
 //! Images: one that the engine has is used as it is, without asking a
 //! registry; another one is pulled.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use bollard::errors::Error;
@@ -12,17 +12,30 @@ use futures::StreamExt;
 use super::super::{Context, ImageReference, ProviderError};
 use super::engine::{Engine, is_absent};
 
+/// What the engine sets for an image that says nothing of it (moby, oci/defaults).
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Longest silence of a pull.
 const PULL_LIMIT: Duration = Duration::from_secs(300);
 
-/// Sees that the engine has the image; returns the image's own user.
+/// An image that the engine has.
+#[derive(Debug, Clone)]
+pub(super) struct Image {
+    pub reference: ImageReference,
+    /// Its own user, empty for none.
+    pub user: String,
+    /// Its environment variables.
+    pub env: BTreeMap<String, String>,
+}
+
+/// Sees that the engine has the image.
 pub(super) async fn ensure_image(
     engine: &Engine,
     image: &ImageReference,
     context: &Context,
-) -> Result<String, ProviderError> {
-    if let Some(user) = user_of(engine, image).await? {
-        return Ok(user);
+) -> Result<Image, ProviderError> {
+    if let Some(image) = inspect(engine, image).await? {
+        return Ok(image);
     }
     let step = context.progress.step(format!("pull image {image}"));
     let pulled = tokio::select! {
@@ -30,27 +43,41 @@ pub(super) async fn ensure_image(
         () = context.cancel.cancelled() => Err(ProviderError::Cancelled),
     };
     step.end(pulled)?;
-    user_of(engine, image)
+    inspect(engine, image)
         .await?
         .ok_or_else(|| absent(image, "the engine does not have it after pulling it"))
 }
 
-/// The user that an image names, empty for none; none when the engine does not
-/// have the image.
-async fn user_of(engine: &Engine, image: &ImageReference) -> Result<Option<String>, ProviderError> {
-    match engine
-        .client()
-        .await?
-        .inspect_image(&image.to_string())
-        .await
-    {
+/// What the image is; none when the engine does not have it.
+pub(super) async fn inspect(
+    engine: &Engine,
+    image: &ImageReference,
+) -> Result<Option<Image>, ProviderError> {
+    let client = engine.client().await?;
+    match client.inspect_image(&image.to_string()).await {
         Ok(inspected) => {
-            let user = inspected.config.and_then(|config| config.user);
-            Ok(Some(user.unwrap_or_default()))
+            let config = inspected.config.unwrap_or_default();
+            let mut env = variables(config.env.unwrap_or_default());
+            env.entry("PATH".to_owned())
+                .or_insert_with(|| DEFAULT_PATH.to_owned());
+            Ok(Some(Image {
+                reference: image.clone(),
+                user: config.user.unwrap_or_default(),
+                env,
+            }))
         }
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(engine.failed("inspect image", error)),
     }
+}
+
+/// Variables as the engine writes them, "NAME=VALUE".
+pub(super) fn variables(lines: Vec<String>) -> BTreeMap<String, String> {
+    let pair = |line: &String| {
+        let (name, value) = line.split_once('=')?;
+        Some((name.to_owned(), value.to_owned()))
+    };
+    lines.iter().filter_map(pair).collect()
 }
 
 async fn pull(
@@ -121,6 +148,7 @@ fn absent(image: &ImageReference, problem: &str) -> ProviderError {
     ProviderError::NoImage {
         image: image.to_string(),
         problem: format!("not on the node, and not to be had: {}", problem.trim()),
+        remedy: format!("check the name, or bring the image to the node: docker pull {image}"),
     }
 }
 

@@ -10,9 +10,10 @@ use bollard::query_parameters::{
 use futures::StreamExt;
 use tokio::time::{Instant, sleep};
 
-use super::super::{Environment, ImageReference, ProviderError};
+use super::super::{Environment, ProviderError};
 use super::container::{self, Container, GATEWAY, WORKSPACE, labelled};
 use super::engine::{self, is_absent, is_conflict};
+use super::pull::Image;
 use super::{CREATION_LIMIT, Docker};
 use crate::workspace::WorkspaceId;
 
@@ -112,19 +113,20 @@ impl Docker {
     pub(super) async fn make(
         &self,
         environment: &Environment,
-        image: &ImageReference,
-        image_user: &str,
+        image: &Image,
     ) -> Result<(), ProviderError> {
         let client = self.engine.client().await?;
-        client
-            .create_volume(container::volume(&environment.id, &self.gateway_id))
-            .await
-            .map_err(|error| self.engine.failed("create volume", error))?;
+        for volume in container::volume_requests(environment, &self.gateway_id) {
+            client
+                .create_volume(volume)
+                .await
+                .map_err(|error| self.engine.failed("create volume", error))?;
+        }
         let name = container::container_name(environment);
         let deadline = Instant::now() + CREATION_LIMIT;
         loop {
             let options = CreateContainerOptionsBuilder::default().name(&name).build();
-            let body = container::body(environment, &self.gateway_id, image, image_user);
+            let body = container::body(environment, &self.gateway_id, image);
             match client.create_container(Some(options), body).await {
                 Ok(_) => return Ok(()),
                 Err(error) if is_conflict(&error) && Instant::now() < deadline => {

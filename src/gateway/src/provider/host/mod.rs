@@ -208,7 +208,9 @@ impl Provider for Host {
             listen: dir.join("agent.sock"),
             endpoint: Endpoint::Unix(dir.join("agent.sock")),
             log_dir: None,
+            own_network: false,
             workdir: dir.join("workspace"),
+            env: environment.config.env.clone(),
             user: None,
         })
     }

@@ -49,17 +49,26 @@ pub(super) fn parse_pid_file(content: &[u8]) -> Option<Process> {
     })
 }
 
-/// Start time in /proc/PID/stat (proc(5), field 22).
+/// Start time in /proc/PID/stat (proc(5), field 22); none of a process that is
+/// dead and only not waited for (field 3).
 pub(super) fn start_time(stat: &[u8]) -> Option<u64> {
     let text = String::from_utf8_lossy(stat);
     let (_, after) = text.rsplit_once(") ")?;
-    after.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = after.split_ascii_whitespace();
+    if matches!(fields.next()?, "Z" | "X" | "x") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 /// Whether /proc/PID/cmdline is that of the agent of this directory, or of the
 /// shell that becomes it: one argument is the directory, or the config in it.
+/// It reads as empty while the one becomes the other (execve(2)).
 pub(super) fn is_agent_of(cmdline: &[u8], dir: &Path) -> bool {
     let config = dir.join("agent.json");
+    if cmdline.is_empty() {
+        return true;
+    }
     cmdline.split(|byte| *byte == 0).any(|argument| {
         argument == config.as_os_str().as_bytes() || argument == dir.as_os_str().as_bytes()
     })
@@ -84,6 +93,8 @@ mod tests {
         let stat = b"12 (odd ) name) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 345 0 0";
         assert_eq!(start_time(stat), Some(345));
         assert_eq!(start_time(b"12 (x)"), None);
+        let dead = b"12 (x) Z 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 345 0 0";
+        assert_eq!(start_time(dead), None);
         let dir = Path::new("/s/w/0a1b2c3d");
         let cmdline = b"/s/agent/abc\0serve\0--config\0/s/w/0a1b2c3d/agent.json\0";
         assert!(is_agent_of(cmdline, dir));
@@ -92,7 +103,7 @@ mod tests {
             dir
         ));
         assert!(!is_agent_of(cmdline, Path::new("/s/w/ffffffff")));
-        assert!(!is_agent_of(b"", dir));
+        assert!(is_agent_of(b"", dir), "in the middle of execve");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 # POSIX shell; runs in early boot, where little more than / is mounted.
 seed=$1
 trap 'cd /; umount -l "$seed" 2>/dev/null || true' EXIT
-# workspace_name, session_user
+# workspace_name, workspace_folder, session_user
 . "$seed/settings" || exit 1
 export PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 umask 022
@@ -31,20 +31,20 @@ disk() {
     return 1
 }
 
-# The disk of /workspace, which outlives the machine's own. It is formatted only when
+# The workspace's disk, which outlives the machine's own. It is formatted only when
 # nothing was ever written to it, and grown when it has been given more room.
 workspace() {
-    mkdir -p /workspace
-    ! mountpoint -q /workspace 2>/dev/null || return 0
+    mkdir -p "$workspace_folder"
+    ! mountpoint -q "$workspace_folder" 2>/dev/null || return 0
     device=$(disk vendetta-workspace) || return
     if [ "$(dd if="$device" bs=65536 count=1 2>/dev/null | tr -d '\000' | wc -c)" -eq 0 ]; then
-        say "formatting /workspace"
-        mkfs.ext4 -q -F -m 0 -L workspace "$device" || { say "/workspace cannot be formatted"; return 1; }
+        say "formatting the workspace's disk"
+        mkfs.ext4 -q -F -m 0 -L workspace "$device" || { say "the workspace's disk cannot be formatted"; return 1; }
         fresh=1
     fi
-    mount -t ext4 -o noatime,discard "$device" /workspace || { say "/workspace cannot be mounted"; return 1; }
+    mount -t ext4 -o noatime,discard "$device" "$workspace_folder" || { say "$workspace_folder cannot be mounted"; return 1; }
     # So that it is seen to be empty.
-    [ -z "${fresh:-}" ] || rmdir /workspace/lost+found
+    [ -z "${fresh:-}" ] || rmdir "$workspace_folder/lost+found"
     resize2fs "$device" >/dev/null 2>&1 || true
 }
 

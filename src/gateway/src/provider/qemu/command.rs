@@ -64,6 +64,8 @@ pub(super) struct Start<'a> {
     pub agent: &'a Path,
     /// The node's loopback port that leads to the agent.
     pub port: u16,
+    /// Whether it gets out to nowhere.
+    pub isolated: bool,
 }
 
 /// A value in an option of QEMU, where a comma is written twice.
@@ -131,8 +133,10 @@ pub(super) fn arguments(start: &Start<'_>) -> Vec<String> {
     add(
         "-netdev",
         format!(
-            "user,id=net,hostname={},hostfwd=tcp:127.0.0.1:{}-:{AGENT_PORT}",
-            start.name, start.port
+            "user,id=net,restrict={},hostname={},hostfwd=tcp:127.0.0.1:{}-:{AGENT_PORT}",
+            if start.isolated { "on" } else { "off" },
+            start.name,
+            start.port
         ),
     );
     add("-device", "virtio-net-pci,netdev=net,romfile=".to_owned());
@@ -149,7 +153,7 @@ mod tests {
         serde_json::from_value(json).unwrap()
     }
 
-    fn line(arch: &str, accelerator: Accelerator) -> String {
+    fn line(arch: &str, accelerator: Accelerator, isolated: bool) -> String {
         let id = WorkspaceId::parse("0a1b2c3d0a1b2c3d").unwrap_or_else(WorkspaceId::random);
         arguments(&Start {
             arch: &Arch::new(arch),
@@ -161,6 +165,7 @@ mod tests {
             dir: Path::new("/state/a,b/w/1"),
             agent: Path::new("/state/a,b/agent/abc"),
             port: 20022,
+            isolated,
         })
         .join(" ")
     }
@@ -184,21 +189,23 @@ mod tests {
 
     #[test]
     fn the_machine_is_as_its_node_can_run_it_and_reached_on_loopback_alone() {
-        let kvm = line("x86_64", Accelerator::Kvm);
+        let kvm = line("x86_64", Accelerator::Kvm, false);
         assert!(kvm.starts_with("qemu-system-x86_64 "), "{kvm}");
         assert!(kvm.contains("-machine q35 -accel kvm -cpu host"), "{kvm}");
+        assert!(kvm.contains("restrict=off"), "{kvm}");
         assert!(kvm.contains("hostfwd=tcp:127.0.0.1:20022-:7022"), "{kvm}");
         assert!(kvm.contains("-m size=2097152K"), "{kvm}");
         assert!(!kvm.contains("-bios"), "{kvm}");
-        let arm = line("aarch64", Accelerator::Tcg);
+        let arm = line("aarch64", Accelerator::Tcg, true);
         assert!(arm.starts_with("qemu-system-aarch64 "), "{arm}");
         assert!(arm.contains("-machine virt -accel tcg"), "{arm}");
+        assert!(arm.contains("restrict=on"), "{arm}");
         assert!(arm.contains("-bios /efi.fd"), "{arm}");
     }
 
     #[test]
     fn a_comma_in_a_path_is_no_end_of_a_value() {
-        let line = line("x86_64", Accelerator::Tcg);
+        let line = line("x86_64", Accelerator::Tcg, false);
         assert!(
             line.contains("file=/state/a,,b/w/1/overlay.qcow2"),
             "{line}"

@@ -100,7 +100,7 @@ impl Qemu {
     }
 
     fn images(&self) -> PathBuf {
-        self.machines.node.state_dir().join("images")
+        self.machines.node.state_dir().join("base")
     }
 
     async fn keep_path(&self, image: &MachineImage, path: &Path) -> Result<String, ProviderError> {
@@ -132,15 +132,29 @@ impl Qemu {
                     "there is no such file that can be read on node {}",
                     node.name()
                 ),
+                remedy:
+                    "give the path of a disk image on the node, a URL, or a name such as debian:12"
+                        .to_owned(),
             }),
-            Some(scripts::NOT_ALLOWED) => Err(ProviderError::Refused {
-                operation: "read qemu.image",
-                problem: format!(
-                    "{} is not in a directory whose images may be used; an admin names those in qemu.image_dirs of the gateway's config",
-                    path.display()
-                ),
-            }),
+            Some(scripts::NOT_ALLOWED) => Err(self.not_allowed(path)),
             _ => Err(failed(node, "find image", said(&found.stderr))),
+        }
+    }
+
+    fn not_allowed(&self, path: &Path) -> ProviderError {
+        let dirs = self.settings.image_dirs.iter();
+        let dirs: Vec<_> = dirs.map(|dir| dir.display().to_string()).collect();
+        let change = "the gateway's operator adds its folder to image_dirs in section [qemu] of vendetta.toml";
+        ProviderError::NoImage {
+            image: path.display().to_string(),
+            problem: "it is not in a folder whose files may be images".to_owned(),
+            remedy: match dirs.join(" or ") {
+                dirs if dirs.is_empty() => change.to_owned(),
+                dirs => format!(
+                    "put it into {dirs} on node {}, or {change}",
+                    self.machines.node.name()
+                ),
+            },
         }
     }
 

@@ -2,14 +2,15 @@
 //!
 //! A machine is a process of the node that outlives the gateway, and a directory
 //! ([`scripts`] lists what is in it). Its root disk is an overlay on an image that
-//! is kept on the node; /workspace is a disk of its own, which a rebuild keeps.
+//! is kept on the node; the workspace's is a disk of its own, which a rebuild keeps.
 //! What starts the agent in it is on a third disk, the seed, and the agent's
 //! executable is the fourth. The machine's network is QEMU's user mode: it gets out
-//! through the node, and nothing gets in but through one loopback port of the node,
-//! which leads to the agent.
+//! as the gateway's user on the node would, to the node's loopback too, unless it is
+//! isolated; nothing gets in but through one loopback port of the node, which leads to
+//! the agent.
 //!
 //! ```text
-//!   image ──kept──▶ state_dir/images/SHA256 ◀──overlay── root disk
+//!   image ──kept──▶ state_dir/base/SHA256 ◀──overlay── root disk
 //!   agent.json ──▶ seed ──▶ cloud-init or an init of the image ──boot.sh──▶ agent
 //! ```
 
@@ -39,7 +40,7 @@ use super::{
     Context, Endpoint, Environment, Exit, LogOptions, LogStream, Placement, Provider, ProviderError,
 };
 use crate::node::{Kvm, NodeTransport};
-use crate::workspace::{Found, WORKSPACE_DIR, WorkspaceId};
+use crate::workspace::{Found, WorkspaceId};
 use command::{AGENT_PORT, Accelerator, Hardware, Start};
 pub use image::{InvalidMachineImage, MachineImage, Mirrors};
 use machines::Machines;
@@ -79,9 +80,10 @@ const LOG_DIR: &str = "/var/log/vendetta";
 pub struct QemuSettings {
     /// Where the images of known names come from.
     pub mirrors: Mirrors,
-    /// Directories of a node whose files may be images; none: any file of a disk
-    /// that the gateway's user may read there.
+    /// Directories of a node whose files may be images.
     pub image_dirs: Vec<PathBuf>,
+    /// Machines reach nothing, and are reached by their agents' ports alone.
+    pub isolated: bool,
 }
 
 /// QEMU on a node.
@@ -268,8 +270,10 @@ impl Provider for Qemu {
                 host: "127.0.0.1".to_owned(),
                 port,
             },
-            workdir: PathBuf::from(WORKSPACE_DIR),
+            workdir: PathBuf::from(environment.workspace_folder()),
             log_dir: Some(PathBuf::from(LOG_DIR)),
+            own_network: true,
+            env: environment.config.env.clone(),
             user: environment.config.user.clone(),
         })
     }
@@ -292,6 +296,7 @@ impl Provider for Qemu {
         let seed = Seed {
             instance: &format!("{id}-{}", environment.generation),
             name: environment.name.as_str(),
+            folder: environment.workspace_folder(),
             user: config.user.as_deref(),
             agent_config: &agent_config,
         };
@@ -310,6 +315,7 @@ impl Provider for Qemu {
             dir: &dir,
             agent: &environment.agent,
             port,
+            isolated: self.settings.isolated,
         });
         self.machines.launch(id, line).await
     }

@@ -7,7 +7,7 @@
 //!   machine.json      whose it is, and which generation; 0: disks only
 //!   port              the node's loopback port that leads to the agent
 //!   overlay.qcow2     the root disk, on top of an image that is kept
-//!   workspace.qcow2   the disk of /workspace, which outlives the root disk
+//!   workspace.qcow2   the disk of the workspace, which outlives the root disk
 //!   seed.img          see seed.rs
 //!   agent.json        written by the gateway, goes into the seed
 //!   pid               QEMU's own, as long as it lives, and stale after that
@@ -168,19 +168,21 @@ pub(super) const NOT_ALLOWED: i32 = 4;
 pub(super) const OTHER_CHECKSUM: i32 = 5;
 
 /// `sh -c … STATE_DIR PATH ALLOWED…`: prints where a file of the node really is, when
-/// it may be an image.
+/// it may be an image: in one of the directories, which may not be there, links resolved.
 pub(super) const FIND_PATH: &str = r#"
 state=$(readlink -f -- "$1") path=$(readlink -f -- "$2")
 shift 2
-[ -f "$path" ] && [ -r "$path" ] || exit 3
-# What is ours is not for others: disks of workspaces, keys of agents.
-case $path in "$state"/*) exit 4 ;; esac
-allowed=$((! $#))
+within() { case $1 in "${2%/}"/*) ;; *) return 1 ;; esac; }
+allowed=
 for dir; do
-    dir=$(readlink -f -- "$dir") || continue
-    case $path in "${dir%/}"/*) allowed=1 ;; esac
+    dir=$(readlink -f -- "$dir") && within "$path" "$dir" || continue
+    # What is ours is not for others (disks of workspaces, keys of agents), unless a
+    # directory in there was named.
+    if within "$path" "$state" && ! within "$dir" "$state"; then continue; fi
+    allowed=1
 done
-[ "$allowed" = 1 ] || exit 4
+[ -n "$allowed" ] || exit 4
+[ -f "$path" ] && [ -r "$path" ] || exit 3
 printf '%s' "$path"
 "#;
 

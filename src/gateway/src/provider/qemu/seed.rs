@@ -5,7 +5,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `meta-data`, `user-data` | for cloud-init: the host name, and that boot.sh is to be run early at each boot |
-//! | `boot.sh` | mounts /workspace, starts the agent; needs no cloud-init |
+//! | `boot.sh` | mounts the workspace's disk, starts the agent; needs no cloud-init |
 //! | `settings` | what differs between machines, for boot.sh |
 //! | `agent.json` | the agent's config, with its host key |
 //!
@@ -40,6 +40,8 @@ pub(super) struct Seed<'a> {
     pub instance: &'a str,
     /// The host name.
     pub name: &'a str,
+    /// Where the workspace's disk is.
+    pub folder: &'a str,
     /// The user of sessions, who is added when the image does not have them.
     pub user: Option<&'a str>,
     /// agent.json.
@@ -66,8 +68,9 @@ pub(super) fn image(seed: &Seed<'_>) -> io::Result<Vec<u8>> {
     );
     let quote = |value| shlex::try_quote(value).map_err(invalid);
     let settings = format!(
-        "workspace_name={}\nsession_user={}\n",
+        "workspace_name={}\nworkspace_folder={}\nsession_user={}\n",
         quote(seed.name)?,
+        quote(seed.folder)?,
         quote(seed.user.unwrap_or_default())?,
     );
     let files = [
@@ -99,6 +102,7 @@ mod tests {
         Seed {
             instance: "0a1b-2",
             name: "web",
+            folder: "/workspace",
             user,
             agent_config,
         }
