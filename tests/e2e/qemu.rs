@@ -74,6 +74,16 @@ fn a_machine_lives_from_create_to_destroy_and_keeps_what_it_should() {
         "it changed on its way"
     );
 
+    // It gets out as a program of its node does; docs/security.md says what that means.
+    let beside = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = beside.local_addr().expect("its address").port();
+    let reach = format!("socat -u TCP:10.0.2.2:{port},connect-timeout=30 -");
+    let asked = gateway.exec("vm", &reach).spawn();
+    let (mut stream, _) = beside.accept().expect("the machine");
+    stream.write_all(b"from beside").expect("writing");
+    drop(stream);
+    assert_eq!(asked.finish().text(), "from beside");
+
     // What the machine listens at is reached through the session alone.
     gateway
         .exec(

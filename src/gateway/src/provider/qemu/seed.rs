@@ -139,7 +139,7 @@ mod tests {
         let image = image(&seed(None, b"{}")).unwrap();
         let text = read(&image, "user-data");
         let yaml = text.strip_prefix("#cloud-config\n").unwrap();
-        let config: serde_json::Value = serde_saphyr::from_str(yaml).unwrap();
+        let config: serde_json::Value = serde_json::from_str(yaml).unwrap();
         assert_eq!(config["bootcmd"][0][0], "sh");
         assert!(
             config["bootcmd"][0][2]
