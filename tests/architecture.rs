@@ -67,10 +67,12 @@ const MODULES: &[(&str, &[&str])] = &[
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("russh", &["agent", "node", "ssh"]),
     ("bollard", &["provider"]),
+    ("fatfs", &["provider"]),
     ("hyper", &["metrics", "provider"]),
     ("tokio_tungstenite", &["provider"]),
     ("procfs", &["ports"]),
     ("prometheus_client", &["metrics"]),
+    ("qapi", &["provider"]),
     ("rusqlite", &["store"]),
     ("termwiz", &["control"]),
     ("clap", &["access", "cli", "control", "main"]),

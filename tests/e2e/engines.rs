@@ -7,7 +7,8 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use serde_json::Value;
 use vendetta_tests::{
-    Agent, BUSYBOX, Gateway, Lxc, Node, PATIENCE, Run, eventually, free_port, random_bytes,
+    Agent, BOOT, BUSYBOX, Finished, Gateway, Lxc, MachineImage, Node, PATIENCE, Run, eventually,
+    free_port, random_bytes,
 };
 
 /// A project whose services need no more than busybox.
@@ -47,6 +48,12 @@ fn services(gateway: &Gateway) -> Value {
     listed.ok().json()["services"].clone()
 }
 
+/// A command that an emulated machine boots or shuts down in.
+fn slow(gateway: &Gateway, command: &str) -> Finished {
+    let line = format!("workspace {command} my-project");
+    gateway.control(&line).limit(2 * BOOT).ok()
+}
+
 /// From `node add` to `destroy`. `engine` is the part of the config that says where it runs;
 /// `left` is what is there of it when all should be gone.
 fn a_day(node: &Node, engine: &str, left: &dyn Fn() -> String) {
@@ -56,7 +63,7 @@ fn a_day(node: &Node, engine: &str, left: &dyn Fn() -> String) {
     let create = "workspace create my-project --remote node1 --config -";
     let config = format!("{engine}{PROJECT}");
     gateway.control(create).stdin(config).ok();
-    let up = gateway.control("workspace up my-project").ok();
+    let up = slow(&gateway, "up");
     assert!(up.text().contains("services ready"), "{up}");
 
     let asked = || gateway.exec("my-project", QUESTIONS).stdin("input");
@@ -76,25 +83,25 @@ fn a_day(node: &Node, engine: &str, left: &dyn Fn() -> String) {
     });
     assert_eq!(services(&gateway), before);
 
-    gateway.control("workspace down my-project").ok();
+    slow(&gateway, "down");
     let refused = gateway.exec("my-project", "true").finish();
     assert!(
         refused.error_text().contains("workspace up my-project"),
         "{refused}"
     );
-    gateway.control("workspace up my-project").ok();
+    slow(&gateway, "up");
     let asked = || gateway.exec("my-project", QUESTIONS).stdin("input");
     let said = asked().finish().exits(3).text();
     assert_eq!(said, expected("up\ndown\nup"));
     gateway.exec("my-project", "echo lost >/root/file").ok();
-    gateway.control("workspace rebuild my-project").ok();
+    slow(&gateway, "rebuild");
     let kept = gateway.exec(
         "my-project",
         "cat www/index.html copy | wc -c; ls /root/file",
     );
     assert_eq!(kept.finish().exits(1).text(), (11 + (1 << 20)).to_string());
 
-    gateway.control("workspace destroy my-project --yes").ok();
+    slow(&gateway, "destroy --yes");
     assert_eq!(left(), "");
     gateway
         .control("workspace status my-project")
@@ -190,4 +197,20 @@ fn a_day_in_a_container_of_incus() {
 #[test]
 fn a_day_in_a_container_of_lxd() {
     a_day_in_a_system_container(Lxc::Lxd);
+}
+
+#[test]
+fn a_day_in_a_machine_of_qemu() {
+    let node = Node::start();
+    let image = "/var/lib/vendetta/images/small.qcow2";
+    let copy = format!("mkdir -p /var/lib/vendetta/images && cat >{image}");
+    let file = fs::File::open(MachineImage::Small.path()).expect("the image");
+    node.sh(&copy).stdin_file(file).ok();
+    let engine =
+        format!("provider: qemu\nqemu: {{image: {image}, cpu: 1, memory: 256M, accel: tcg}}");
+    let left = || {
+        let there = "pgrep -l qemu-system; ls /home/dev/.local/state/vendetta*/w /home/dev/.vendetta/w 2>/dev/null";
+        node.sh(there).finish().text()
+    };
+    a_day(&node, &engine, &left);
 }

@@ -20,6 +20,7 @@ mod multiplex;
 mod nodes;
 mod parity;
 mod ports;
+mod qemu;
 mod relay;
 mod scale;
 mod serve;

@@ -11,6 +11,7 @@ mod engine;
 mod gateway;
 mod lab;
 mod lxc;
+mod machine;
 mod process;
 mod run;
 
@@ -20,6 +21,7 @@ pub use engine::{BUSYBOX, Engine, TOOLS};
 pub use gateway::{Gateway, GatewayBuilder};
 pub use lab::{Lab, Link, Node, NodeBuilder, Passed};
 pub use lxc::{Lxc, LxcEngine};
+pub use machine::{BOOT, MachineImage};
 pub use process::Process;
 pub use run::{Finished, Run, Running};
 

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use vendetta::node::ssh::{Address, Settings};
 use vendetta::node::{LocalNode, NodeTransport, SshNode};
-use vendetta::provider::LXC_SOCKETS;
+use vendetta::provider::{Endpoint, LXC_SOCKETS};
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{Engine, Gateway, LxcEngine, Node, Run};
+use vendetta_tests::{Engine, Gateway, LxcEngine, MachineImage, Node, Run};
 
 use crate::subject::Life;
 
 /// Login name of the gateway on a node of the lab: one who may use its engines and is not root.
 pub const USER: &str = "dev";
+
+/// Where images of machines are on a node unless its operator says otherwise.
+const IMAGES: &str = "/var/lib/vendetta/images";
 
 /// A machine, and the ways to look at it that do not lead through its transport.
 pub enum Machine {
@@ -66,16 +69,33 @@ impl Machine {
     /// The agent's executable there.
     pub fn agent(&self) -> PathBuf {
         let built = Gateway::binary("vendetta-agent");
+        self.have(&built, "/usr/local/bin/vendetta-agent")
+    }
+
+    /// The image of small virtual machines there.
+    pub fn image(&self) -> PathBuf {
+        let there = Path::new(IMAGES).join("small.qcow2");
+        self.have(&MachineImage::Small.path(), &there.display().to_string())
+    }
+
+    /// The folder that it is in there.
+    pub fn images(&self) -> PathBuf {
+        match self {
+            Self::Own(_) => MachineImage::Small.path().with_file_name(""),
+            Self::Lab(_) => PathBuf::from(IMAGES),
+        }
+    }
+
+    /// Sees that a file of this machine is there, at `there` on a node.
+    fn have(&self, file: &Path, there: &str) -> PathBuf {
         let Self::Lab(node) = self else {
-            return built;
+            return file.to_owned();
         };
-        let there = PathBuf::from("/usr/local/bin/vendetta-agent");
-        let copy = r#"cat >"$1" && chmod 755 "$1""#;
-        node.run(&["sh", "-c", copy, "sh"])
-            .arg(&there)
-            .stdin_file(File::open(built).unwrap())
+        let copy = r#"mkdir -p "${1%/*}" && cat >"$1" && chmod 755 "$1""#;
+        node.run(&["sh", "-c", copy, "sh", there])
+            .stdin_file(File::open(file).unwrap())
             .ok();
-        there
+        PathBuf::from(there)
     }
 
     fn engine(&self) -> &Engine {
@@ -151,9 +171,12 @@ impl Machine {
         }
     }
 
-    /// A ProxyCommand of OpenSSH that connects to a unix socket there.
-    pub fn relay(&self, socket: &Path) -> String {
-        let connect = format!("UNIX-CONNECT:{}", socket.display());
+    /// A ProxyCommand of OpenSSH that connects to a socket there.
+    pub fn relay(&self, endpoint: &Endpoint) -> String {
+        let connect = match endpoint {
+            Endpoint::Unix(socket) => format!("UNIX-CONNECT:{}", socket.display()),
+            Endpoint::Tcp { host, port } => format!("TCP:{host}:{port}"),
+        };
         let line = self.run(&["socat", "-", &connect]).shell_line();
         line.replace('%', "%%")
     }

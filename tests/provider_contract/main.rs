@@ -8,6 +8,7 @@
 mod docker;
 mod lxc;
 mod machine;
+mod qemu;
 mod scenarios;
 mod subject;
 
@@ -54,6 +55,25 @@ mod of {
         calls_at_once_make_one_environment,
         work_cut_off_anywhere_is_done_again,
         an_agent_survives_the_provider_that_started_it,
+    });
+
+    // Each of these boots a machine or two, emulated: no more than there must be.
+    contract!(qemu: {
+        what_does_not_exist_is_absent_and_its_removal_is_no_error,
+        what_was_made_twice_is_there_once_and_answers,
+        what_was_stopped_starts_again_with_its_disk,
+        another_generation_replaces_the_environment_and_keeps_the_disk,
+        destroyed_while_running_leaves_nothing,
+        what_ends_by_itself_is_reported,
+        a_start_or_stop_by_anybody_is_reported,
+        its_log_is_read_whole_by_its_last_lines_and_as_it_grows,
+        calls_at_once_make_one_environment,
+        an_agent_survives_the_provider_that_started_it,
+    });
+
+    contract!(qemu_on_node: {
+        what_was_stopped_starts_again_with_its_disk,
+        what_ends_by_itself_is_reported,
     });
 
     contract!(docker_far_away, host_far_away, lxc_far_away: {

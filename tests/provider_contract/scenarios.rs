@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use tokio::time::{Instant, sleep, timeout};
-use vendetta::provider::{LogOptions, ProviderError};
+use vendetta::provider::{LogOptions, Placement, ProviderError};
 use vendetta::workspace::Found;
 use vendetta_tests::{PATIENCE, Seeded};
 
@@ -64,6 +64,13 @@ fn start_times(stats: &str) -> Vec<String> {
     stats.lines().map(field).collect()
 }
 
+/// What tells an agent apart from all others: which boot of a kernel it is of, and when it started.
+fn agent_of(subject: &Subject, placement: &Placement) -> (String, Vec<String>) {
+    let boot = subject.says(placement, "cat /proc/sys/kernel/random/boot_id");
+    let stat = subject.says(placement, "cat /proc/$PPID/stat");
+    (boot, start_times(&stat))
+}
+
 pub async fn what_was_stopped_starts_again_with_its_disk(subject: &Subject) {
     let provider = &subject.provider;
     let environment = subject.environment();
@@ -92,14 +99,11 @@ pub async fn another_generation_replaces_the_environment_and_keeps_the_disk(subj
     let mut environment = subject.environment();
     let placement = subject.up(&environment).await;
     subject.says(&placement, "echo kept >file");
-    let before = start_times(&subject.says(&placement, "cat /proc/$PPID/stat"));
+    let before = agent_of(subject, &placement);
     sleep(Duration::from_millis(20)).await; // start times count hundredths of a second
     environment.generation = 2;
     let placement = subject.up(&environment).await;
-    assert_ne!(
-        start_times(&subject.says(&placement, "cat /proc/$PPID/stat")),
-        before
-    );
+    assert_ne!(agent_of(subject, &placement), before);
     assert_eq!(subject.says(&placement, "cat file"), "kept");
     let found = subject.provider.list().await.unwrap();
     assert_eq!(found, std::slice::from_ref(&environment.id));

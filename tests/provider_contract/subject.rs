@@ -5,21 +5,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use vendetta::node::Kvm;
 use vendetta::node::NodeTransport;
 use vendetta::provider::{
-    Context, Docker, Endpoint, Environment, Host, Lxc as LxcProvider, Placement, Provider, run_dir,
+    Context, Docker, Endpoint, Environment, Host, Lxc as LxcProvider, Placement, Provider, Qemu,
+    QemuSettings, run_dir,
 };
 use vendetta::workspace::{ProgressSink, WorkspaceId};
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
-use vendetta_proto::spec::{DockerConfig, LxcConfig, ProjectConfig, ProviderKind};
+use vendetta_proto::spec::{
+    Accel, DockerConfig, LxcConfig, ProjectConfig, ProviderKind, QemuConfig,
+};
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{Engine, Lxc, LxcEngine, Node, PATIENCE, Run, TOOLS};
+use vendetta_tests::{BOOT, Engine, Lxc, LxcEngine, Node, PATIENCE, Process, Run, TOOLS};
 
 use crate::machine::{Machine, Shared, USER};
 
@@ -104,6 +107,14 @@ impl Subject {
         Self::new(ProviderKind::Host, Machine::Lab(Node::start()))
     }
 
+    pub fn qemu() -> Self {
+        Self::new(ProviderKind::Qemu, Machine::Own(Shared::Nothing))
+    }
+
+    pub fn qemu_on_node() -> Self {
+        Self::new(ProviderKind::Qemu, Machine::Lab(Node::start()))
+    }
+
     /// On a node to which a packet takes 50 ms, and as long back.
     pub fn docker_far_away() -> Self {
         Self::docker_on_node().far_away()
@@ -135,13 +146,17 @@ impl Subject {
             .arg(dir.path().join("key"))
             .ok();
         let mut config = ProjectConfig::default();
-        if kind == ProviderKind::Docker {
-            let image = TOOLS.to_owned();
-            config.docker = Some(DockerConfig::from_image(image));
-        }
-        if kind == ProviderKind::Lxc {
-            let image = "busybox".to_owned();
-            config.lxc = Some(LxcConfig { image });
+        match kind {
+            ProviderKind::Docker => {
+                let image = TOOLS.to_owned();
+                config.docker = Some(DockerConfig::from_image(image));
+            }
+            ProviderKind::Lxc => {
+                let image = "busybox".to_owned();
+                config.lxc = Some(LxcConfig { image });
+            }
+            ProviderKind::Qemu => config.qemu = Some(small(machine.image().display().to_string())),
+            ProviderKind::Host => {}
         }
         let make = |gateway: String| make(kind, &machine, &node, gateway, &life);
         Self {
@@ -221,7 +236,8 @@ impl Subject {
             workdir: Some(placement.workdir.clone()),
             services: BTreeMap::new(),
             host_ports: BTreeMap::new(),
-            log_dir: None,
+            log_dir: placement.log_dir.clone(),
+            own_network: placement.own_network,
         };
         let config = serde_json::to_vec(&config).unwrap();
         let path = environment.run_dir.join("agent.json");
@@ -242,17 +258,31 @@ impl Subject {
     pub async fn answers(&self, placement: &Placement) {
         let began = Instant::now();
         while let Err(error) = self.greeted(placement).await {
-            assert!(began.elapsed() < PATIENCE, "{placement:?}: {error}");
+            assert!(
+                began.elapsed() < self.boot_limit(),
+                "{placement:?}: {error}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.ssh(placement, "true").ok();
     }
 
+    fn boot_limit(&self) -> Duration {
+        match self.provider.kind() {
+            ProviderKind::Qemu => BOOT,
+            _ => PATIENCE,
+        }
+    }
+
     /// Whether there is an SSH server.
     async fn greeted(&self, placement: &Placement) -> anyhow::Result<()> {
-        let mut stream = self.node.open_unix(socket(placement)).await?;
+        let mut stream = match &placement.endpoint {
+            Endpoint::Unix(socket) => self.node.open_unix(socket).await?,
+            Endpoint::Tcp { host, port } => self.node.open_tcp(host, *port).await?,
+        };
         let mut said = [0; 8];
-        stream.read_exact(&mut said).await?;
+        // What QEMU accepts in the place of a machine that does not listen yet is mute.
+        tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut said)).await??;
         anyhow::ensure!(said == *b"SSH-2.0-", "it says {said:?}");
         Ok(())
     }
@@ -266,7 +296,7 @@ impl Subject {
     pub fn ssh_as(&self, user: &str, placement: &Placement, command: &str) -> Run {
         let key = self.dir.path().join("key");
         let options = [
-            format!("ProxyCommand={}", self.machine.relay(socket(placement))),
+            format!("ProxyCommand={}", self.machine.relay(&placement.endpoint)),
             format!(
                 "UserKnownHostsFile={}/known_hosts",
                 self.dir.path().display()
@@ -302,10 +332,15 @@ impl Subject {
                 let name = self.instance(environment);
                 self.machine.lxc(&["stop", "--force", &name]).ok();
             }
-            ProviderKind::Host | ProviderKind::Qemu => {
-                let kill = r#"read -r pid start <"$1/agent.pid" && kill -9 "$pid""#;
-                let dir = &environment.run_dir;
-                self.machine.run(&["sh", "-c", kill, "sh"]).arg(dir).ok();
+            kind @ (ProviderKind::Host | ProviderKind::Qemu) => {
+                let file = if kind == ProviderKind::Qemu {
+                    "pid"
+                } else {
+                    "agent.pid"
+                };
+                let kill = r#"read -r pid start <"$1" && kill -9 "$pid""#;
+                let pid = environment.run_dir.join(file);
+                self.machine.run(&["sh", "-c", kill, "sh"]).arg(pid).ok();
             }
         }
     }
@@ -327,7 +362,10 @@ impl Subject {
             lines.lines().map(str::to_owned).collect::<Vec<_>>()
         };
         let mut left = look(&["ls", "-d", "--"], &dir);
-        left.extend(look(&["pgrep", "-f", "-a", "--"], &dir.join("agent.json")));
+        // What its processes have among their arguments.
+        for file in ["agent.json", "pid"] {
+            left.extend(look(&["pgrep", "-f", "-a", "--"], &dir.join(file)));
+        }
         if self.provider.kind() == ProviderKind::Docker {
             let label = format!("vendetta.workspace={id}");
             left.extend(self.machine.labelled(&label));
@@ -339,10 +377,14 @@ impl Subject {
     }
 }
 
-fn socket(placement: &Placement) -> &Path {
-    match &placement.endpoint {
-        Endpoint::Unix(socket) => socket,
-        Endpoint::Tcp { .. } => panic!("not a unix socket: {placement:?}"),
+/// A machine of the small image that takes as little as it can.
+fn small(image: String) -> QemuConfig {
+    QemuConfig {
+        image,
+        cpu: Some(1),
+        memory: Some("256M".parse().unwrap()),
+        disk: Some("1G".parse().unwrap()),
+        accel: Some(Accel::Tcg),
     }
 }
 
@@ -365,7 +407,14 @@ fn make(
             gateway,
             tasks,
         )),
-        ProviderKind::Host | ProviderKind::Qemu => Arc::new(Host::new(node, gateway)),
+        ProviderKind::Qemu => {
+            let settings = QemuSettings {
+                image_dirs: vec![machine.images()],
+                ..QemuSettings::default()
+            };
+            Arc::new(Qemu::new(node, gateway, settings, Some(Kvm::Absent)))
+        }
+        ProviderKind::Host => Arc::new(Host::new(node, gateway)),
     }
 }
 
@@ -389,21 +438,13 @@ impl Drop for Subject {
                     engine.remove_labelled("user.vendetta.gateway", &id);
                 }
             }
-            Machine::Own(Shared::Nothing) => kill_agents(&self.node.state_dir().join("w")),
-        }
-    }
-}
-
-/// Ends the agents that run on this machine for the workspaces in a directory.
-fn kill_agents(workspaces: &Path) {
-    let entries = std::fs::read_dir(workspaces).into_iter().flatten();
-    for dir in entries.flatten().map(|entry| entry.path()) {
-        let record = std::fs::read_to_string(dir.join("agent.pid")).unwrap_or_default();
-        let pid = record.split(' ').next().and_then(|pid| pid.parse().ok());
-        let Some(pid) = pid else { continue };
-        let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&cmdline).contains(&*dir.to_string_lossy()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            // Agents and machines have it among their arguments.
+            Machine::Own(Shared::Nothing) => {
+                let workspaces = self.node.state_dir().join("w");
+                for process in Process::with_argument(&workspaces.display().to_string()) {
+                    process.signal(Signal::SIGKILL);
+                }
+            }
         }
     }
 }

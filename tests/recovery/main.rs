@@ -57,6 +57,7 @@ impl Core {
                 .map(Path::to_owned),
             state_dir: state.clone(),
             docker_socket: socket.to_owned(),
+            qemu: Default::default(),
             allow_host: true,
             ports: PortSettings {
                 range: 20000..=29999,

@@ -8,6 +8,7 @@ use russh::keys::{Algorithm, Certificate, PrivateKey, PublicKey};
 use vendetta_proto::ServiceName;
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
 
+use crate::listen::Listen;
 use crate::supervisor::default_log_dir;
 use crate::supervisor::spec::{self, Spec, SpecError};
 
@@ -38,7 +39,7 @@ pub enum ConfigError {
         /// The version it has.
         found: u32,
     },
-    /// A key or certificate is wrong.
+    /// A key, a certificate or an address is wrong.
     #[error("{}: {field} is not usable: {problem}", path.display())]
     Key {
         /// The file.
@@ -69,8 +70,8 @@ pub struct Settings {
     pub host_certificate: Option<Certificate>,
     /// Keys that may open any session.
     pub gateway_keys: Vec<KeyData>,
-    /// The socket to listen on.
-    pub listen: PathBuf,
+    /// Where to listen.
+    pub listen: Listen,
     /// The default user: name, uid, or either with `:group`.
     pub user: Option<String>,
     /// Environment of every session.
@@ -83,6 +84,8 @@ pub struct Settings {
     pub host_ports: BTreeMap<ServiceName, u16>,
     /// Directory of the services' logs.
     pub log_dir: PathBuf,
+    /// Whether all that listens here is the environment's.
+    pub own_network: bool,
 }
 
 /// Reads and checks the configuration at `path`.
@@ -160,12 +163,13 @@ fn check(path: &Path, config: AgentConfig) -> Result<Settings, ConfigError> {
         host_key,
         host_certificate,
         gateway_keys,
-        listen: config.listen,
+        listen: Listen::parse(&config.listen).map_err(|problem| bad("listen", problem))?,
         user: config.user,
         env: config.env,
         workdir: config.workdir,
         services,
         host_ports: config.host_ports,
         log_dir,
+        own_network: config.own_network,
     })
 }

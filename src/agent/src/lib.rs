@@ -1,6 +1,6 @@
 //! The agent: an SSH server inside an environment.
 //!
-//! `vendetta-agent serve` listens on a unix socket and serves shells,
+//! `vendetta-agent serve` listens on a unix socket or a TCP port and serves shells,
 //! commands, SFTP and forwards to the gateway, as the users of the
 //! environment. It may be PID 1 of a container or an ordinary process.
 //!
@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`config`] | the configuration file, checked |
 //! | [`server`] | listens, accepts, stops |
+//! | [`listen`] | the unix socket or TCP port |
 //! | `connection` | what the channels of one connection share |
 //! | `handler` | russh's callbacks, without policy |
 //! | `session` | a session channel: requests, then one process |
@@ -28,6 +29,7 @@ mod disk;
 mod environment;
 mod forward;
 mod handler;
+pub mod listen;
 mod logs;
 mod ports;
 mod process;

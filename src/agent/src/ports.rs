@@ -1,9 +1,10 @@
 //! The TCP ports on which processes of the environment listen.
 //!
-//! An agent that is PID 1 has a network of its own, and every port in it is
-//! the environment's. Any other shares the machine's, where only the ports of
-//! its own descendants are. Its own listening sockets are a client's remote
-//! forwards, and lead out of the environment: they are never among them.
+//! Where the environment has a network of its own, every port in it is the
+//! environment's, whoever started what listens. Any other shares the machine's, where
+//! only the ports of the agent's descendants are. The agent's own listening sockets are
+//! the one it serves and a client's remote forwards, which lead out of the environment:
+//! they are never among them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -39,7 +40,9 @@ impl Ports {
             return Arc::clone(ports);
         }
         let shared = Arc::clone(agent);
-        let scan = tokio::task::spawn_blocking(move || scan(&shared.services));
+        let scan = tokio::task::spawn_blocking(move || {
+            scan(&shared.services, shared.settings.own_network)
+        });
         let ports = Arc::new(scan.await.unwrap_or_default());
         *last = Some((Instant::now(), Arc::clone(&ports)));
         ports
@@ -54,7 +57,7 @@ struct Socket {
     inode: u64,
 }
 
-fn scan(services: &Supervisor) -> Vec<ListeningPort> {
+fn scan(services: &Supervisor, own_network: bool) -> Vec<ListeningPort> {
     let sockets: Vec<Socket> = ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
         .iter()
         .flat_map(|path| parse(&std::fs::read_to_string(path).unwrap_or_default()))
@@ -63,10 +66,14 @@ fn scan(services: &Supervisor) -> Vec<ListeningPort> {
         return Vec::new();
     }
     let table = Table::now();
-    let own_network = Pid::this().as_raw() == 1;
     let listening: HashSet<u64> = sockets.iter().map(|socket| socket.inode).collect();
     let mut owners: HashMap<u64, Pid> = HashMap::new();
-    for pid in table.below(Pid::this()) {
+    let possible = if own_network {
+        table.others()
+    } else {
+        table.below(Pid::this())
+    };
+    for pid in possible {
         for inode in sockets_of(pid).filter(|inode| listening.contains(inode)) {
             // Of those that share it, the one that was there first made it.
             let owner = owners.entry(inode).or_insert(pid);

@@ -8,8 +8,6 @@
 use std::collections::HashSet;
 use std::future::pending;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,12 +17,11 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::Pid;
 use russh::keys::Algorithm;
 use russh::{MethodKind, MethodSet, Preferred, SshId};
-use tokio::net::UnixListener;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vendetta_sshio::local_stream::LocalStream;
 use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
 use vendetta_sshio::workers::Workers;
@@ -34,6 +31,7 @@ use crate::connection::Agent;
 use crate::forward::Resolver;
 use crate::forward::agent_socket::AgentSockets;
 use crate::handler::ConnectionHandler;
+use crate::listen::{Listen, Listener, Stream};
 use crate::ports::Ports;
 use crate::process::{Reaper, Table, descendants};
 use crate::rpc::Marks;
@@ -74,11 +72,11 @@ pub enum ServeError {
         /// The cause.
         source: io::Error,
     },
-    /// The socket cannot be made.
-    #[error("cannot listen on {}: {source}", path.display())]
+    /// Nothing can connect.
+    #[error("cannot listen on {listen}: {source}")]
     Listen {
-        /// The socket.
-        path: PathBuf,
+        /// Where.
+        listen: Listen,
         /// The cause.
         source: io::Error,
     },
@@ -112,7 +110,7 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(setup("catch SIGINT"))?;
 
     let config = Arc::new(ssh_config(&settings));
-    let path = settings.listen.clone();
+    let listen = settings.listen.clone();
     let (services, inbox) = supervisor::new(&settings);
     let agent = Arc::new(Agent {
         service_variables: supervisor::variables(&settings.services, &settings.host_ports),
@@ -146,11 +144,12 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
     agent
         .tasks
         .spawn(supervisor::runner(Arc::clone(&agent), inbox).run());
-    let listener = listen(&path).map_err(|source| ServeError::Listen {
-        path: path.clone(),
+    let listener = listen.bind().await.map_err(|source| ServeError::Listen {
+        listen: listen.clone(),
         source,
     })?;
-    tracing::info!(workspace = agent.settings.workspace, socket = %path.display(), "serving");
+    let listen = listener.bound(listen);
+    tracing::info!(workspace = agent.settings.workspace, %listen, "serving");
 
     let workers = Workers::start().map_err(setup("start the threads of connections"))?;
     tokio::select! {
@@ -159,7 +158,7 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         _ = interrupt.recv() => {}
     }
     drop(listener);
-    let _ = std::fs::remove_file(&path);
+    listen.remove();
     tokio::select! {
         () = stop(&agent) => {}
         _ = terminate.recv() => {}
@@ -167,34 +166,6 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
     reaping.abort();
     let _ = tokio::task::spawn_blocking(|| workers.stop()).await;
     Ok(())
-}
-
-/// Makes the socket, in place of one that nobody serves any more.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.file_type().is_socket() => {
-            match std::os::unix::net::UnixStream::connect(path) {
-                Ok(_) => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::AddrInUse,
-                        "another agent serves it",
-                    ));
-                }
-                Err(_) => std::fs::remove_file(path)?,
-            }
-        }
-        Ok(_) => {
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                "it exists and is no socket",
-            ));
-        }
-        Err(_) => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    // The directory keeps others out; within it, the gateway may be any user of the node.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-    Ok(listener)
 }
 
 fn ssh_config(settings: &Settings) -> russh::server::Config {
@@ -221,20 +192,20 @@ fn ssh_config(settings: &Settings) -> russh::server::Config {
 async fn accept(
     agent: &Arc<Agent>,
     config: &Arc<russh::server::Config>,
-    listener: &UnixListener,
+    listener: &Listener,
     workers: &Workers,
 ) {
     loop {
-        let accepted = listener.accept().await;
-        // The worker's own runtime is to watch the socket.
-        match accepted.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => {
+        match listener.accept().await {
+            Ok(accepted) => {
                 let Some(worker) = workers.next() else { return };
                 let (agent, config) = (Arc::clone(agent), Arc::clone(config));
                 let tasks = agent.tasks.clone();
                 let serving = async move {
-                    match LocalStream::new(stream) {
-                        Ok(stream) => connection(&agent, config, stream).await,
+                    // The worker's own runtime is to watch it.
+                    match accepted.watched() {
+                        Ok(Stream::Local(stream)) => connection(&agent, config, stream).await,
+                        Ok(Stream::Tcp(stream)) => connection(&agent, config, stream).await,
                         Err(error) => tracing::warn!("connection lost at once: {error}"),
                     }
                 };
@@ -249,7 +220,11 @@ async fn accept(
 }
 
 /// Serves one connection to its end.
-async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stream: LocalStream) {
+async fn connection(
+    agent: &Arc<Agent>,
+    config: Arc<russh::server::Config>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
     let stream = ReadAhead::new(stream);
     let deadline = Instant::now() + LOGIN_GRACE;
     let authenticated = CancellationToken::new();

@@ -24,12 +24,13 @@ use tokio_util::task::TaskTracker;
 use vendetta_sshio::keys::PrivateKey;
 use vendetta_sshio::workers::Workers;
 
-use crate::config::Config;
+use crate::config::{Config, MachineNetwork};
 use crate::control::Control;
 use crate::events::Events;
 use crate::first_admin;
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::provider::{Mirrors, QemuSettings};
 use crate::ssh::auth::Authenticator;
 use crate::ssh::{Services, listener};
 use crate::store::Store;
@@ -234,6 +235,14 @@ async fn build(
         state_dir: config.state_dir.clone(),
         docker_socket: config.docker.socket.clone(),
         lxc_socket: config.lxc.socket.clone(),
+        qemu: QemuSettings {
+            mirrors: Mirrors {
+                debian: config.qemu.debian_images.clone(),
+                ubuntu: config.qemu.ubuntu_images.clone(),
+            },
+            image_dirs: config.qemu.image_dirs.clone(),
+            isolated: config.qemu.network == MachineNetwork::None,
+        },
         allow_host: config.local.allow_host,
         ports: workspace::PortSettings {
             range: config.ports.range.0.clone(),

@@ -16,6 +16,9 @@ pub const CONFIG_VERSION: u32 = 2;
 /// user ([`AgentConfig::user`]); any other must be in the environment's /etc/passwd.
 pub const DEFAULT_USER: &str = "";
 
+/// How [`AgentConfig::listen`] begins where it is not a path.
+pub const LISTEN_TCP: &str = "tcp:";
+
 /// Everything an agent needs to serve one environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,7 +35,9 @@ pub struct AgentConfig {
     /// Public keys (OpenSSH lines) that may open any session: the gateway's.
     pub gateway_keys: Vec<String>,
     /// Path of the unix socket to listen on. Created with mode 0666 inside a
-    /// directory of mode 0700 that keeps everybody but the node's user out.
+    /// directory of mode 0700 that keeps everybody but the node's user out. Or,
+    /// for an environment that is a machine of its own, [`LISTEN_TCP`] and
+    /// `ADDRESS:PORT`.
     pub listen: PathBuf,
     /// User of sessions (name or numeric id); none: the one the agent runs as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,7 +54,11 @@ pub struct AgentConfig {
     /// The port on the gateway's machine that leads to each service's port.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub host_ports: BTreeMap<ServiceName, u16>,
-    /// Directory of the services' logs; none: `log` beside the socket.
+    /// Directory of the services' logs; none: `log` beside the socket. Must be given where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_dir: Option<PathBuf>,
+    /// Whether the environment has a network of its own, so that every port of it
+    /// on which somebody listens is the workspace's.
+    #[serde(default)]
+    pub own_network: bool,
 }

@@ -62,6 +62,13 @@ impl Table {
         found
     }
 
+    /// All processes but this one.
+    #[must_use]
+    pub fn others(&self) -> HashSet<Pid> {
+        let all = self.0.keys().map(|pid| Pid::from_raw(*pid));
+        all.filter(|pid| *pid != Pid::this()).collect()
+    }
+
     /// The members of the process group that `leader` started.
     pub fn group(&self, leader: Pid) -> impl Iterator<Item = Pid> {
         self.0

@@ -235,9 +235,10 @@ impl Session<'_> {
                 }
                 () = &mut output => {
                     let in_time = timeout(STATUS_BEFORE_EOF, &mut exit).await.is_ok();
+                    // Before the EOF, which a client answers with its CLOSE at once.
+                    half_closed.store(!in_time, Ordering::Relaxed);
                     let _ = writer.eof().await;
                     if !in_time {
-                        half_closed.store(true, Ordering::Relaxed);
                         exit.await;
                     }
                 }

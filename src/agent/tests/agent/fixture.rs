@@ -59,6 +59,7 @@ impl Agent {
             services: BTreeMap::new(),
             host_ports: BTreeMap::new(),
             log_dir: None,
+            own_network: false,
         };
         change(&mut config);
         write_private(&at("agent.json"), &serde_json::to_vec(&config).unwrap());

@@ -21,6 +21,41 @@ fn the_socket_is_open_to_all_within_its_directory_and_gone_after_a_stop() {
 }
 
 #[test]
+fn a_tcp_port_serves_as_well_as_a_socket() {
+    let mut agent = Agent::configured(|config| config.listen = "tcp:127.0.0.1:0".into());
+    let log = agent.log();
+    let port = log.split("listen=tcp:127.0.0.1:").nth(1).unwrap();
+    let port = port.split_whitespace().next().unwrap();
+    let address = ["HostName=127.0.0.1", "HostKeyAlias=ws", "ProxyCommand=none"];
+    let options = address.iter().flat_map(|option| ["-o", option]);
+    let output = (agent.ssh().args(options).args(["-p", port, "ws"]))
+        .arg("echo $FROM_WORKSPACE")
+        .output()
+        .unwrap();
+    assert_eq!(output.stdout, b"yes\n", "{output:?}");
+    agent.terminate();
+    assert!(agent.process.wait().unwrap().success());
+    assert!(std::net::TcpStream::connect(format!("127.0.0.1:{port}")).is_err());
+}
+
+#[test]
+fn an_address_that_is_none_is_refused() {
+    let agent = Agent::start();
+    let config = std::fs::read_to_string(agent.path("agent.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["listen"] = "tcp:nowhere".into();
+    std::fs::write(agent.path("bad.json"), config.to_string()).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_vendetta-agent"))
+        .args(["serve", "--config"])
+        .arg(agent.path("bad.json"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("listen is not usable"), "{said}");
+}
+
+#[test]
 fn a_stale_socket_is_replaced_and_a_served_one_is_not() {
     let mut agent = Agent::start();
     let second = Command::new(env!("CARGO_BIN_EXE_vendetta-agent"))

@@ -771,6 +771,18 @@ fn ports_of_the_environment_are_listed_and_followed() {
 }
 
 #[test]
+fn where_the_network_is_its_own_whatever_listens_is_listed() {
+    // As a system's own daemon: no descendant of the agent.
+    let foreign = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = foreign.local_addr().unwrap().port();
+    let agent = Agent::configured(|config| config.own_network = true);
+    let found = ports(&mut agent.watch(&Request::Ports { follow: false }));
+    let other = found.iter().find(|found| found.port == port).unwrap();
+    assert_eq!(other.pid, Some(std::process::id()));
+    assert_eq!(other.service, None);
+}
+
+#[test]
 fn many_watchers_see_the_same_and_one_that_does_not_read_holds_up_nobody() {
     let loud = service("while :; do echo 'a line that is long enough to fill something'; done");
     let agent = start([("loud", loud), ("db", service("exec sleep 300"))]);

@@ -39,6 +39,8 @@ pub struct Config {
     pub docker: Docker,
     /// The Incus or LXD of the gateway's own machine.
     pub lxc: Lxc,
+    /// Machines of QEMU, on all nodes.
+    pub qemu: Qemu,
     /// The gateway's own machine as a node.
     pub local: Local,
     /// Ports of the gateway's own machine that lead into workspaces.
@@ -61,6 +63,7 @@ impl Default for Config {
             ssh: Ssh::default(),
             docker: Docker::default(),
             lxc: Lxc::default(),
+            qemu: Qemu::default(),
             local: Local::default(),
             ports: Ports::default(),
             metrics: Metrics::default(),
@@ -276,6 +279,43 @@ pub struct Lxc {
     pub socket: Option<PathBuf>,
 }
 
+/// Machines of QEMU, on all nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Qemu {
+    /// Where Debian publishes its cloud images, or a mirror of it.
+    pub debian_images: String,
+    /// Where Ubuntu publishes its cloud images, or a mirror of it.
+    pub ubuntu_images: String,
+    /// Directories of a node whose files may be given as an image by their path.
+    pub image_dirs: Vec<PathBuf>,
+    /// What machines reach.
+    pub network: MachineNetwork,
+}
+
+/// What a machine reaches by its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineNetwork {
+    /// All that a program of the gateway's user on the node reaches, the node's
+    /// loopback included.
+    #[default]
+    User,
+    /// Nothing.
+    None,
+}
+
+impl Default for Qemu {
+    fn default() -> Self {
+        Self {
+            debian_images: "https://cloud.debian.org/images/cloud".to_owned(),
+            ubuntu_images: "https://cloud-images.ubuntu.com".to_owned(),
+            image_dirs: vec![PathBuf::from("/var/lib/vendetta/images")],
+            network: MachineNetwork::default(),
+        }
+    }
+}
+
 /// The gateway's own machine as the node `local`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -401,6 +441,19 @@ impl Config {
                 "give a number from 1048576 (1 MiB) to 1073741824 (1 GiB)",
             ));
         }
+        for (key, url) in [
+            ("qemu.debian_images", &self.qemu.debian_images),
+            ("qemu.ubuntu_images", &self.qemu.ubuntu_images),
+        ] {
+            if !url.starts_with("http://") && !url.starts_with("https://") {
+                return Err(Invalid::whole(
+                    file,
+                    format!("{key} is {url:?}, which is not an address of the web"),
+                    "give a URL that starts with https://, or http:// within your own network",
+                ));
+            }
+        }
+        let image_dirs = self.qemu.image_dirs.iter();
         for (key, path) in [
             ("state_dir", Some(&self.state_dir)),
             ("docker.socket", Some(&self.docker.socket)),
@@ -408,6 +461,7 @@ impl Config {
         ]
         .into_iter()
         .filter_map(|(key, path)| Some((key, path?)))
+        .chain(image_dirs.map(|path| ("qemu.image_dirs", path)))
         {
             if !path.is_absolute() {
                 return Err(Invalid::whole(

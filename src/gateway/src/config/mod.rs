@@ -18,7 +18,9 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use gateway::{Config, Docker, Limits, Local, Log, LogFormat, LogLevel, Ssh, Users};
+pub use gateway::{
+    Config, Docker, Limits, Local, Log, LogFormat, LogLevel, MachineNetwork, Ssh, Users,
+};
 pub use invalid::Invalid;
 pub use local::LocalProject;
 pub use source::{NotHonoured, Project};

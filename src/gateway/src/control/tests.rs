@@ -84,6 +84,7 @@ impl Lab {
             state_dir: state_dir.clone(),
             docker_socket: dir.path().join("no-docker.sock"),
             lxc_socket: Some(dir.path().join("no-lxc.sock")),
+            qemu: Default::default(),
             allow_host: true,
             ports: crate::workspace::PortSettings {
                 range: 20000..=29999,

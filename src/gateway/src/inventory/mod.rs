@@ -36,7 +36,7 @@ use crate::events::{Events, Happening};
 use crate::node::enroll;
 use crate::node::ssh::SshNode;
 use crate::node::{LocalNode, NodeTransport};
-use crate::provider::{Docker, Host, LXC_SOCKETS, Lxc, Providers};
+use crate::provider::{Docker, Host, LXC_SOCKETS, Lxc, Providers, Qemu, QemuSettings};
 use crate::store::{NodeRow, Store};
 
 /// Where a Docker engine listens unless something else was found.
@@ -58,6 +58,8 @@ pub struct Settings {
     pub docker_socket: PathBuf,
     /// The Incus's or LXD's socket on the node `local`; none: looked for.
     pub lxc_socket: Option<PathBuf>,
+    /// What the config says about machines of QEMU.
+    pub qemu: QemuSettings,
     /// Whether the node `local` allows provider host.
     pub allow_host: bool,
     /// What the operator has that may open a new node.
@@ -275,6 +277,7 @@ impl Inventory {
                 &transport,
                 settings.docker_socket.clone(),
                 settings.lxc_socket.clone(),
+                None,
             ),
             transport,
             ssh: None,
@@ -294,7 +297,7 @@ impl Inventory {
             .to_owned();
         Ok(Place {
             name: row.name.clone(),
-            providers: self.providers(&transport, socket, None),
+            providers: self.providers(&transport, socket, None, Some(&probe)),
             transport,
             ssh: Some(ssh),
             allow_host: row.allow_host,
@@ -308,6 +311,7 @@ impl Inventory {
         transport: &Arc<dyn NodeTransport>,
         docker_socket: PathBuf,
         lxc_socket: Option<PathBuf>,
+        probe: Option<&Probe>,
     ) -> Providers {
         let settings = &self.0.settings;
         let gateway_id = settings.store.gateway_id().to_owned();
@@ -326,10 +330,17 @@ impl Inventory {
             gateway_id.clone(),
             settings.tracker.clone(),
         );
+        let qemu = Qemu::new(
+            Arc::clone(transport),
+            gateway_id.clone(),
+            settings.qemu.clone(),
+            probe.and_then(|probe| probe.kvm.clone()),
+        );
         let host = Host::new(Arc::clone(transport), gateway_id);
         Providers::from([
             (ProviderKind::Docker, Arc::new(docker) as _),
             (ProviderKind::Lxc, Arc::new(lxc) as _),
+            (ProviderKind::Qemu, Arc::new(qemu) as _),
             (ProviderKind::Host, Arc::new(host) as _),
         ])
     }

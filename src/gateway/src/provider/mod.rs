@@ -10,7 +10,9 @@ mod docker;
 mod error;
 mod host;
 mod image;
+mod log_file;
 mod lxc;
+mod qemu;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,6 +31,7 @@ pub use error::ProviderError;
 pub use host::Host;
 pub use image::{ImageReference, InvalidImage};
 pub use lxc::{InvalidLxcImage, LXC_SOCKETS, Lxc, LxcImage};
+pub use qemu::{InvalidMachineImage, MachineImage, Mirrors, Qemu, QemuSettings};
 
 use crate::node::NodeTransport;
 use crate::workspace::{Found, ProgressSink, WORKSPACE_DIR, WorkspaceId};
@@ -64,14 +67,20 @@ impl Environment {
 /// How the agent of an environment that was made is to be told about it, and reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// The socket as the agent sees it.
+    /// The socket as the agent sees it, or what stands for a port
+    /// ([`vendetta_proto::agent::AgentConfig::listen`]).
     pub listen: PathBuf,
-    /// The socket as the node sees it.
+    /// The same as the node sees it.
     pub endpoint: Endpoint,
+    /// Where the agent keeps its services' logs; none: beside the socket.
+    pub log_dir: Option<PathBuf>,
     /// Working directory of sessions, as the agent sees it.
     pub workdir: PathBuf,
     /// Environment variables of sessions and services: the config's.
     pub env: BTreeMap<String, String>,
+    /// Whether the environment has a network of its own
+    /// ([`vendetta_proto::agent::AgentConfig::own_network`]).
+    pub own_network: bool,
     /// User of sessions, as an image's USER is written; none: the agent's own.
     pub user: Option<String>,
 }
@@ -126,6 +135,16 @@ pub type LogStream = BoxStream<'static, Result<Bytes, ProviderError>>;
 pub trait Provider: Send + Sync + std::fmt::Debug {
     /// Which one it is.
     fn kind(&self) -> ProviderKind;
+
+    /// How long an environment may take from its start until its agent answers.
+    fn ready_limit(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+
+    /// How long an environment may take to end before it is made to.
+    fn stop_grace(&self) -> Duration {
+        Duration::from_secs(10)
+    }
 
     /// Asks the engine whether it is there, and what it is.
     ///

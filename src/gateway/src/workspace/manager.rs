@@ -24,6 +24,7 @@ use crate::events::Events;
 use crate::inventory::{self, Inventory, Node};
 use crate::node::{AgentAccess, NodeTransport};
 use crate::ports::{self, PortStatus};
+use crate::provider::QemuSettings;
 use crate::store::{Store, WorkspaceRow};
 
 pub use crate::provider::{Endpoint, LogOptions};
@@ -46,6 +47,8 @@ pub struct Settings {
     pub docker_socket: PathBuf,
     /// The Incus's or LXD's socket on the node `local`; none: looked for.
     pub lxc_socket: Option<PathBuf>,
+    /// What the config says about machines of QEMU.
+    pub qemu: QemuSettings,
     /// Whether the node `local` allows provider host.
     pub allow_host: bool,
     /// Where ports of the gateway's machine that lead to workspaces are taken from.
@@ -123,6 +126,7 @@ impl Workspaces {
             state_dir: settings.state_dir.clone(),
             docker_socket: settings.docker_socket.clone(),
             lxc_socket: settings.lxc_socket.clone(),
+            qemu: settings.qemu.clone(),
             allow_host: settings.allow_host,
             operator: inventory::operator(),
             events: settings.events.clone(),

@@ -35,14 +35,12 @@ use crate::provider::{
     Context, Endpoint, Environment, Exit, Placement, Provider, ProviderError, run_dir,
 };
 
-/// How long an environment may take to end before it is made to.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// How long an agent may take to answer.
-const READY_LIMIT: Duration = Duration::from_secs(30);
-
-/// Time between two tries to reach it.
+/// Time between two tries to reach an agent, at first; the longer it takes, the
+/// seldomer it is tried.
 const READY_POLL: Duration = Duration::from_millis(5);
+
+/// Longest time between two tries.
+const MAX_READY_POLL: Duration = Duration::from_millis(500);
 
 /// How long the down hook, and then the services, may hold a stop up.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(120);
@@ -233,7 +231,9 @@ pub(super) async fn stop(
         context.cancel.run_until_cancelled(farewell).await;
     }
     let step = context.progress.step("stop");
-    let stopped = provider.stop(&entry.reference.id, GRACE).await;
+    let stopped = provider
+        .stop(&entry.reference.id, provider.stop_grace())
+        .await;
     step.end(stopped.map_err(|error| error.explain(&entry.context())))
 }
 
@@ -351,7 +351,8 @@ fn agent_config(
         workdir: Some(placement.workdir.clone()),
         services: config.services.clone(),
         host_ports,
-        log_dir: None,
+        log_dir: placement.log_dir.clone(),
+        own_network: placement.own_network,
     };
     serde_json::to_vec_pretty(&config)
         .map_err(|error| WorkspaceError::new(ErrorKind::Internal, about, error.to_string()))
@@ -367,15 +368,16 @@ async fn ready(
 ) -> Result<(), WorkspaceError> {
     let about = entry.context();
     let failed = |problem: String| WorkspaceError::new(ErrorKind::Unavailable, &about, problem);
+    let limit = provider.ready_limit();
     tokio::select! {
         () = answers(node, &placement.endpoint) => Ok(()),
         exit = provider.exited(&entry.reference.id) => match exit {
             Ok(exit) => Err(failed(how_it_ended(&exit))),
             Err(error) => Err(error.explain(&about)),
         },
-        () = sleep(READY_LIMIT) => Err(failed(format!(
+        () = sleep(limit) => Err(failed(format!(
             "its agent does not answer after {} s",
-            READY_LIMIT.as_secs()
+            limit.as_secs()
         ))
         .with_remedy(format!("ssh vendetta workspace logs {}", entry.reference.name))),
         () = context.cancel.cancelled() => Err(ProviderError::Cancelled.explain(&about)),
@@ -397,8 +399,10 @@ pub(super) fn how_it_ended(exit: &Exit) -> String {
 
 /// Returns once something there speaks SSH.
 async fn answers(node: &dyn NodeTransport, endpoint: &Endpoint) {
+    let began = Instant::now();
     loop {
-        let next = Instant::now() + READY_POLL;
+        let pause = (began.elapsed() / 50).clamp(READY_POLL, MAX_READY_POLL);
+        let next = Instant::now() + pause;
         // A refusal, or nothing there, is what is waited out.
         if let Ok(mut stream) = open(node, endpoint).await {
             let mut said = [0; IDENTIFICATION.len()];

@@ -174,6 +174,8 @@ impl Provider for Docker {
         Ok(Placement {
             listen: PathBuf::from(RUN).join("agent.sock"),
             endpoint: Endpoint::Unix(environment.run_dir.join("agent.sock")),
+            own_network: true,
+            log_dir: None,
             workdir: PathBuf::from(environment.workspace_folder()),
             env: self.env(environment, &container).await?,
             user: environment.config.user.clone().or(container.user),

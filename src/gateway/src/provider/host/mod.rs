@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use serde::{Deserialize, Serialize};
@@ -17,6 +16,7 @@ use vendetta_proto::spec::ProviderKind;
 
 mod process;
 
+use super::log_file::{Lives, LogFile};
 use super::{
     Context, Endpoint, Environment, Exit, LogOptions, LogStream, Placement, Provider,
     ProviderError, run_dir,
@@ -36,6 +36,9 @@ const LAUNCH_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long a killed process may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Lines of its log that tell how an agent ended.
+const LAST_LINES: u32 = 20;
 
 /// What says that a directory is an environment of ours.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,14 +147,12 @@ impl Host {
         }
     }
 
-    async fn tail(&self, id: &WorkspaceId, how: &str) -> Result<Vec<u8>, ProviderError> {
-        let log = self.dir(id).join("agent.log");
-        if !self.node.exists(&log).await? {
-            return Ok(Vec::new());
+    fn log(&self, id: &WorkspaceId) -> LogFile {
+        LogFile {
+            node: Arc::clone(&self.node),
+            path: self.dir(id).join("agent.log"),
+            provider: ProviderKind::Host,
         }
-        let argv = ["tail", how, "--"].map(str::to_owned).into_iter();
-        let argv = argv.chain([log.display().to_string()]).collect();
-        self.run("read log", argv).await
     }
 
     /// Lets its owner remove what is in a directory whose own directories are read-only,
@@ -162,14 +163,6 @@ impl Host {
         // What it cannot change is what cannot be removed.
         self.node.exec(&command).await?;
         Ok(())
-    }
-
-    async fn log_length(&self, id: &WorkspaceId) -> Result<u64, ProviderError> {
-        let log = self.dir(id).join("agent.log").display().to_string();
-        let script = r#"wc -c <"$1" 2>/dev/null || echo 0"#;
-        let argv = ["sh", "-c", script, "sh", &log].map(str::to_owned).to_vec();
-        let length = self.run("read log", argv).await?;
-        Ok(String::from_utf8_lossy(&length).trim().parse().unwrap_or(0))
     }
 }
 
@@ -214,6 +207,8 @@ impl Provider for Host {
         Ok(Placement {
             listen: dir.join("agent.sock"),
             endpoint: Endpoint::Unix(dir.join("agent.sock")),
+            log_dir: None,
+            own_network: false,
             workdir: dir.join("workspace"),
             env: environment.config.env.clone(),
             user: None,
@@ -249,10 +244,9 @@ impl Provider for Host {
         while self.process(id).await?.is_some() {
             sleep(Duration::from_millis(50)).await;
         }
-        let log = self.tail(id, "-n20").await?;
         Ok(Exit {
             status: None,
-            log: String::from_utf8_lossy(&log).trim_end().to_owned(),
+            log: self.log(id).last_lines(LAST_LINES).await?,
         })
     }
 
@@ -320,34 +314,12 @@ impl Provider for Host {
         if self.marker(id).await?.is_none() {
             return Err(ProviderError::NoEnvironment);
         }
-        let length = self.log_length(id).await?;
-        let how = options
-            .tail
-            .map_or_else(|| "-c+1".to_owned(), |lines| format!("-n{lines}"));
-        let first = Bytes::from(self.tail(id, &how).await?);
-        let first = stream::once(std::future::ready(Ok(first)));
-        if !options.follow {
-            return Ok(first.boxed());
-        }
-        let followed = stream::try_unfold((self.clone(), id.clone(), length), |state| async move {
-            let (host, id, from) = state;
-            loop {
-                let lives = host.process(&id).await?.is_some();
-                let length = host.log_length(&id).await?;
-                // Shorter than before: it was rotated.
-                let from = if length < from { 0 } else { from };
-                if length > from {
-                    let more = host.tail(&id, &format!("-c+{}", from + 1)).await?;
-                    let read = from + u64::try_from(more.len()).unwrap_or(0);
-                    return Ok(Some((Bytes::from(more), (host, id, read))));
-                }
-                if !lives {
-                    return Ok(None);
-                }
-                sleep(Duration::from_millis(250)).await;
-            }
+        let (host, id_there) = (self.clone(), id.clone());
+        let lives: Lives = Box::new(move || {
+            let (host, id) = (host.clone(), id_there.clone());
+            Box::pin(async move { Ok(host.process(&id).await?.is_some()) })
         });
-        Ok(first.chain(followed).boxed())
+        self.log(id).stream(options, lives).await
     }
 
     async fn changes(

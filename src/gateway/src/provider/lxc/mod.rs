@@ -175,6 +175,8 @@ impl Provider for Lxc {
         Ok(Placement {
             listen: PathBuf::from(DIR).join("run/agent.sock"),
             endpoint: Endpoint::Unix(environment.run_dir.join("agent.sock")),
+            own_network: true,
+            log_dir: None,
             workdir: PathBuf::from(environment.workspace_folder()),
             env: environment.config.env.clone(),
             user: environment.config.user.clone(),

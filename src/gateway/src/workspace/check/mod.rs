@@ -1,7 +1,7 @@
 //! What a project config may not say although its types can: each check names
 //! the key that is wrong, so that whoever has the file can show where it is.
 
-mod docker;
+mod provider;
 mod repository;
 mod service;
 
@@ -14,7 +14,7 @@ use std::fmt;
 use vendetta_proto::spec::{HookCommand, ProjectConfig, ProviderKind, Resources};
 
 use super::{ErrorKind, WorkspaceError};
-use docker::{check_folder, check_provider, check_volumes};
+use provider::{check_folder, check_provider, check_volumes};
 use repository::check_repository;
 use service::{check_dependencies, check_ports, check_service};
 

@@ -86,7 +86,24 @@ fn what_cannot_be_is_refused_at_its_key() {
         ),
         (
             json!({"provider": "qemu", "qemu": {"image": "x"}}),
-            "provider",
+            "qemu.image",
+        ),
+        (json!({"provider": "qemu"}), ""),
+        (
+            json!({"provider": "qemu", "qemu": {"image": "debian:12", "cpu": 0}}),
+            "qemu.cpu",
+        ),
+        (
+            json!({"provider": "qemu", "qemu": {"image": "debian:12", "memory": "64M"}}),
+            "qemu.memory",
+        ),
+        (
+            json!({"provider": "qemu", "qemu": {"image": "debian:12"}, "resources": {"memory": "64M"}}),
+            "resources.memory",
+        ),
+        (
+            json!({"provider": "qemu", "qemu": {"image": "debian:12", "disk": "1M"}}),
+            "qemu.disk",
         ),
     ] {
         let wrong = checked(with(&more)).unwrap_err();

@@ -1,12 +1,13 @@
-//! What is particular to a provider: images, how they are built, volumes.
+//! What is particular to a provider: images, how they are built, disks, sizes of machines.
 
 use std::collections::BTreeMap;
 
 use vendetta_proto::spec::{Build, DockerConfig, ProjectConfig, ProviderKind};
+use vendetta_proto::value::ByteSize;
 
 use super::super::WORKSPACE_DIR;
 use super::{Checked, Wrong, check_variable, is_below};
-use crate::provider::{ImageReference, LxcImage};
+use crate::provider::{ImageReference, LxcImage, MachineImage};
 
 /// Directories of an environment that are not a workspace's to place.
 const RESERVED: [&str; 4] = ["/.vendetta", "/dev", "/proc", "/sys"];
@@ -44,13 +45,45 @@ pub(super) fn check_provider(config: &ProjectConfig, provider: ProviderKind) -> 
             None => Err(Wrong::new(&[], "provider lxc needs an image")
                 .with_remedy("add --image IMAGE, or lxc: {image: IMAGE} to the config")),
         },
+        ProviderKind::Qemu => check_machine(config),
         ProviderKind::Host => Ok(()),
-        ProviderKind::Qemu => Err(Wrong::new(
-            &["provider"],
-            format!("provider {provider} is not built into this version"),
-        )
-        .with_remedy("use provider docker, lxc or host")),
     }
+}
+
+fn check_machine(config: &ProjectConfig) -> Checked {
+    let Some(qemu) = &config.qemu else {
+        return Err(Wrong::new(&[], "provider qemu needs an image")
+            .with_remedy("add --image IMAGE, or qemu: {image: IMAGE} to the config"));
+    };
+    MachineImage::parse(&qemu.image)
+        .map_err(|error| Wrong::new(&["qemu", "image"], error.to_string()))?;
+    if let Some(cpu) = qemu.cpu
+        && !(1..=512).contains(&cpu)
+    {
+        return Err(Wrong::new(
+            &["qemu", "cpu"],
+            format!("{cpu} is not a number of processors between 1 and 512"),
+        ));
+    }
+    // The provider's own key wins over that of all.
+    let memory = match (qemu.memory, config.resources.memory) {
+        (Some(own), _) => (["qemu", "memory"], Some(own)),
+        (None, all) => (["resources", "memory"], all),
+    };
+    for ((key, size), least, most) in [
+        (memory, 128 << 20, 16 << 40),
+        ((["qemu", "disk"], qemu.disk), 1 << 30, 64 << 40),
+    ] {
+        let Some(size) = size else { continue };
+        if !(least..=most).contains(&size.as_bytes()) {
+            let [least, most] = [least, most].map(ByteSize::from_bytes);
+            return Err(Wrong::new(
+                &key,
+                format!("a machine has between {least} and {most}, not {size}"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn check_build(build: &Build) -> Checked {
