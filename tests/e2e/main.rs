@@ -9,6 +9,7 @@ mod devcontainer;
 mod forward;
 mod hooks;
 mod idle;
+mod jump;
 mod lab;
 mod lifecycle;
 mod login;

@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Admission;
 use crate::config::Settings;
 use crate::forward::{Listeners, Resolver};
 use crate::ports::Ports;
@@ -38,6 +39,8 @@ pub struct Agent {
     pub ports: Ports,
     /// What the gateway wants remembered.
     pub marks: Marks,
+    /// Who may log in besides the gateway.
+    pub admission: Admission,
     /// Resolves names that clients dial.
     pub resolver: Resolver,
     /// Tasks of session channels, to which a stop gives time.
@@ -58,6 +61,18 @@ impl Agent {
             self.user_as(self.settings.user.as_deref())
         } else {
             self.users.by_name(login).filter(may_be)
+        }
+    }
+
+    /// The user that the login name of a guest means. People's local user names
+    /// come this way, since clients send them by default, so one that is no user
+    /// here is the default user, and so is the gateway's own name.
+    pub fn user_of_guest(&self, login: &str) -> Option<User> {
+        use vendetta_proto::{agent::DEFAULT_USER, name::RESERVED};
+        if login == RESERVED || self.users.by_name(login).is_none() {
+            self.user(DEFAULT_USER)
+        } else {
+            self.user(login)
         }
     }
 

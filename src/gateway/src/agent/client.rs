@@ -119,11 +119,26 @@ impl AgentClient {
     /// # Errors
     /// When the agent cannot be asked, says nothing in time, or refuses.
     pub async fn ask_one(self: &Arc<Self>, request: &Request) -> Result<Answer, AgentError> {
-        let answer = async { self.ask(request).await?.next().await };
-        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(Ok(Some(answer))) => Ok(answer),
-            Ok(Ok(None)) => Err(self.garbled("it ended without an answer")),
-            Ok(Err(error)) => Err(error),
+        self.ask_first(request).await.map(|(answer, _)| answer)
+    }
+
+    /// Asks for something whose first answer comes at once; the others follow.
+    ///
+    /// # Errors
+    /// When the agent cannot be asked, says nothing in time, or refuses.
+    pub async fn ask_first(
+        self: &Arc<Self>,
+        request: &Request,
+    ) -> Result<(Answer, Answers), AgentError> {
+        let asked = async {
+            let mut answers = self.ask(request).await?;
+            match answers.next().await? {
+                Some(answer) => Ok((answer, answers)),
+                None => Err(self.garbled("it ended without an answer")),
+            }
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+            Ok(asked) => asked,
             Err(_) => Err(AgentError::TimedOut {
                 workspace: self.workspace.clone(),
                 limit: ANSWER_TIMEOUT,

@@ -28,7 +28,7 @@ use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
 
 use super::opens::{AgentHandler, EnvironmentOpen};
-use crate::node::NodeError;
+use crate::node::{ByteStream, NodeError};
 use crate::workspace::{AgentTarget, Endpoint, WorkspaceId};
 
 /// Most connections kept ready for one workspace.
@@ -333,6 +333,21 @@ impl Pool {
         Ok(connection)
     }
 
+    /// A stream to the agent of `target`, on which nothing has been said.
+    ///
+    /// # Errors
+    /// When the agent cannot be reached.
+    pub async fn open(&self, target: &AgentTarget) -> Result<Box<dyn ByteStream>, AgentError> {
+        let opened = match &target.endpoint {
+            Endpoint::Unix(path) => target.node.open_unix(path).await,
+            Endpoint::Tcp { host, port } => target.node.open_tcp(host, *port).await,
+        };
+        opened.map_err(|source| AgentError::Unreachable {
+            workspace: target.workspace.to_string(),
+            source: Box::new(source),
+        })
+    }
+
     /// A connection made now.
     pub(super) async fn connect(
         &self,
@@ -345,14 +360,7 @@ impl Pool {
             source,
         };
         let connect = async {
-            let stream = match &target.endpoint {
-                Endpoint::Unix(path) => target.node.open_unix(path).await,
-                Endpoint::Tcp { host, port } => target.node.open_tcp(host, *port).await,
-            }
-            .map_err(|source| AgentError::Unreachable {
-                workspace: workspace(),
-                source: Box::new(source),
-            })?;
+            let stream = self.open(target).await?;
             let (handler, opens) = AgentHandler::new(target.host_key.clone());
             let mut handle =
                 client::connect_stream(self.shared.config.clone(), ReadAhead::new(stream), handler)
