@@ -100,16 +100,16 @@ fn one_who_is_no_longer_let_in_is_cut_off_with_all_they_run() {
 
 #[test]
 fn a_guest_is_the_user_that_is_named_or_the_default_one_and_never_the_gateway() {
-    let agent = Agent::configured(|config| config.user = Some("daemon".to_owned()));
+    let agent = Agent::configured(|config| config.user = Some("1234".to_owned()));
     let alice = Guest::new(&agent, "alice");
     let _stay = admit(&agent, &[&alice]);
     let user = |login: &str| {
-        let output = alice.run(&format!("{login}@ws"), "id -un");
+        let output = alice.run(&format!("{login}@ws"), "id -u");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    assert_eq!(user("nobody-of-that-name"), "daemon");
-    assert_eq!(user("vendetta"), "daemon");
-    assert_eq!(user("root"), "root");
+    assert_eq!(user("nobody-of-that-name"), "1234");
+    assert_eq!(user("vendetta"), "1234");
+    assert_eq!(user("root"), "0");
     let ask = alice.ssh().args(["-s", "ws", SUBSYSTEM]).output().unwrap();
     assert!(!ask.status.success() && ask.stdout.is_empty(), "{ask:?}");
 }
