@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use vendetta_sshio::cut::Cut;
 use vendetta_sshio::local_stream::LocalStream;
 use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
@@ -249,7 +250,8 @@ async fn accept(
 
 /// Serves one connection to its end.
 async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stream: LocalStream) {
-    let stream = ReadAhead::new(stream);
+    let cut = CancellationToken::new();
+    let stream = ReadAhead::new(Cut::new(stream, cut.clone()));
     let deadline = Instant::now() + LOGIN_GRACE;
     let (tell, logged_in) = oneshot::channel();
     let handler = ConnectionHandler::new(Arc::clone(agent), tell);
@@ -279,13 +281,19 @@ async fn connection(agent: &Arc<Agent>, config: Arc<russh::server::Config>, stre
     let result = tokio::select! {
         result = &mut session => result,
         reason = farewell => {
+            let code = russh::Disconnect::ByApplication;
             let end = async {
-                let code = russh::Disconnect::ByApplication;
                 let _ = handle.disconnect(code, reason.to_owned(), String::new()).await;
-                session.await
+                (&mut session).await
             };
-            // A client that takes nothing any more is cut off all the same.
-            timeout(CLOSE_GRACE, end).await.unwrap_or(Ok(()))
+            match timeout(CLOSE_GRACE, end).await {
+                Ok(result) => result,
+                // It takes nothing any more, so it is not told.
+                Err(_) => {
+                    cut.cancel();
+                    session.await
+                }
+            }
         }
     };
     if let Err(error) = result {

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use vendetta_proto::rpc::{Answer, Guests, Request, SUBSYSTEM};
 use vendetta_sshio::keys::PrivateKey;
 
-use crate::fixture::{Agent, Watch, finish, first_line, wait_until, write_private};
+use crate::fixture::{Agent, Watch, finish, first_line, lives, wait_until, write_private};
 
 /// Somebody with a key of their own.
 struct Guest {
@@ -80,20 +80,29 @@ fn one_who_is_no_longer_let_in_is_cut_off_with_all_they_run() {
     let agent = Agent::start();
     let (alice, bob) = (Guest::new(&agent, "alice"), Guest::new(&agent, "bob"));
     let _both = admit(&agent, &[&alice, &bob]);
-    let start = |guest: &Guest| {
+    let start = |guest: &Guest, command: &str| {
         let mut ssh = guest.ssh();
-        let line = "echo $$; exec sleep 1000";
-        ssh.args(["ws", line]).stdout(Stdio::piped());
+        let line = format!("echo $$; exec {command}");
+        ssh.args(["ws", &line]).stdout(Stdio::piped());
         ssh.spawn().unwrap()
     };
-    let (mut alices, mut bobs) = (start(&alice), start(&bob));
-    let (alices_pid, bobs_pid) = (first_line(&mut alices), first_line(&mut bobs));
+    let mut alices = start(&alice, "sleep 1000");
+    let mut bobs = start(&bob, "sleep 1000");
+    // One that takes nothing any more.
+    let mut stalled = start(&alice, "yes");
+    let pids = [&mut alices, &mut bobs, &mut stalled].map(first_line);
+    let [alices_pid, bobs_pid, stalled_pid] = pids;
+    let stop = nix::sys::signal::Signal::SIGSTOP;
+    let client = nix::unistd::Pid::from_raw(stalled.id().cast_signed());
+    nix::sys::signal::kill(client, stop).unwrap();
     let _one = admit(&agent, &[&bob]);
     assert!(!finish(&mut alices).success());
-    wait_until("what it ran has ended", || {
-        !crate::fixture::lives(&alices_pid)
-    });
-    assert!(crate::fixture::lives(&bobs_pid), "the other goes on");
+    for pid in [alices_pid, stalled_pid] {
+        wait_until("what they ran has ended", || !lives(&pid));
+    }
+    assert!(lives(&bobs_pid), "the other goes on");
+    stalled.kill().unwrap();
+    stalled.wait().unwrap();
     bobs.kill().unwrap();
     bobs.wait().unwrap();
 }

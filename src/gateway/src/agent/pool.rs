@@ -75,6 +75,12 @@ pub enum AgentError {
         /// The cause.
         source: russh::Error,
     },
+    /// The connection over which it was asked is lost.
+    #[error("the connection to the agent of workspace {workspace} was lost")]
+    Lost {
+        /// The workspace.
+        workspace: String,
+    },
     /// What the agent said is no answer.
     #[error("the agent of workspace {workspace} answered what is none: {problem}")]
     Answer {
@@ -118,6 +124,7 @@ impl AgentError {
             Self::Handshake { .. }
             | Self::NoUser { .. }
             | Self::Session { .. }
+            | Self::Lost { .. }
             | Self::Answer { .. }
             | Self::Refused { .. }
             | Self::TimedOut { .. } => None,

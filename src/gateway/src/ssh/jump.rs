@@ -25,6 +25,7 @@ use super::reach::reach;
 use super::session::no_workspace;
 use crate::access::Action;
 use crate::store::AuditEvent;
+use crate::workspace::Pipe;
 
 /// SSH_OPEN_ADMINISTRATIVELY_PROHIBITED (RFC 4254 section 5.1).
 const PROHIBITED: u32 = 1;
@@ -100,7 +101,8 @@ pub async fn open(
         });
         reply.accept().await;
         workspaces.attached(&workspace);
-        let (agent, to_agent) = tokio::io::split(pipe.stream);
+        let Pipe { stream, admitted } = pipe;
+        let (agent, to_agent) = tokio::io::split(stream);
         let hung_up = CancellationToken::new();
         let from_agent = Noticing {
             inner: agent,
@@ -110,11 +112,12 @@ pub async fn open(
             tokio::select! {
                 () = hung_up.cancelled() => {}
                 () = closed.cancelled() => {}
+                // A client that takes nothing hides the end of what it was sent.
+                () = admitted.ended() => {}
             }
             sleep(PATIENCE).await;
         };
         splice(from_agent, to_agent, channel, given_up).await;
-        drop(pipe.admitted);
     });
 }
 
