@@ -24,6 +24,7 @@ use super::handler::Shared;
 use super::reach::reach;
 use super::session::no_workspace;
 use crate::access::Action;
+use crate::control::local_port;
 use crate::store::AuditEvent;
 use crate::workspace::Pipe;
 
@@ -50,9 +51,10 @@ pub fn destination(host: &str, port: u32) -> Result<String, String> {
     if port == PORT {
         return Ok(name);
     }
+    let local = u16::try_from(port).map_or(port, |port| local_port(port).into());
     Err(format!(
         "the gateway forwards to port {PORT} of a workspace only; to reach port {port} inside one: \
-         ssh -L {port}:localhost:{port} WORKSPACE@{RESERVED}"
+         ssh -L {local}:localhost:{port} WORKSPACE@{RESERVED}"
     ))
 }
 
@@ -89,7 +91,9 @@ pub async fn open(
             async move { workspaces.pipe(workspace, &target).await }
         };
         // There is nowhere to show progress: the client waits for an SSH server.
-        let pipe = match reach(&workspaces, &workspace, drop, connect).await {
+        // Boxed, so that its many states are gone while the pipe lasts.
+        let reached = Box::pin(reach(&workspaces, &workspace, drop, connect));
+        let pipe = match reached.await {
             Ok(pipe) => pipe,
             Err(error) => return refuse(reply, CONNECT_FAILED, error.message).await,
         };
@@ -173,11 +177,11 @@ mod tests {
 
     #[test]
     fn another_port_is_refused_with_what_leads_to_it() {
-        let reason = destination("my-project", 8080).unwrap_err();
-        assert!(
-            reason.contains("ssh -L 8080:localhost:8080 WORKSPACE@vendetta"),
-            "{reason}"
-        );
+        for (port, forward) in [(8080, "8080:localhost:8080"), (80, "8080:localhost:80")] {
+            let reason = destination("my-project", port).unwrap_err();
+            let line = format!("ssh -L {forward} WORKSPACE@vendetta");
+            assert!(reason.contains(&line), "{reason}");
+        }
     }
 
     proptest! {
