@@ -2,10 +2,13 @@
 //! container and the real OpenSSH clients. A module is a topic.
 
 mod bad_input;
+mod clients;
 mod config;
 mod control;
 mod crash;
 mod devcontainer;
+mod editors;
+mod engines;
 mod forward;
 mod hooks;
 mod idle;
@@ -16,6 +19,7 @@ mod login;
 mod lxc;
 mod multiplex;
 mod nodes;
+mod parity;
 mod ports;
 mod relay;
 mod scale;

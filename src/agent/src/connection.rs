@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
 use crate::config::Settings;
+use crate::forward::agent_socket::AgentSockets;
 use crate::forward::{Listeners, Resolver};
 use crate::ports::Ports;
 use crate::process::Reaper;
@@ -41,6 +42,8 @@ pub struct Agent {
     pub marks: Marks,
     /// Who may log in besides the gateway.
     pub admission: Admission,
+    /// Where users reach the ssh-agents of their clients.
+    pub agent_sockets: AgentSockets,
     /// Resolves names that clients dial.
     pub resolver: Resolver,
     /// Tasks of session channels, to which a stop gives time.

@@ -34,6 +34,7 @@ use crate::admission::{Admission, Peer};
 use crate::config::Settings;
 use crate::connection::Agent;
 use crate::forward::Resolver;
+use crate::forward::agent_socket::AgentSockets;
 use crate::handler::ConnectionHandler;
 use crate::ports::Ports;
 use crate::process::{Reaper, Table, descendants};
@@ -123,6 +124,7 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         services,
         ports: Ports::default(),
         marks: Marks::default(),
+        agent_sockets: AgentSockets::default(),
         settings,
         users: Users::system(),
         reaper: Reaper::default(),

@@ -8,6 +8,7 @@ pub mod graph;
 pub mod health;
 pub mod hook;
 pub mod name;
+mod nearest;
 pub mod rpc;
 #[cfg(feature = "schema")]
 mod schema;
@@ -15,3 +16,4 @@ pub mod spec;
 pub mod value;
 
 pub use name::{InvalidName, NodeName, ServiceName, UserName, WorkspaceName};
+pub use nearest::nearest;

@@ -18,7 +18,7 @@ use russh::server::Msg;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use vendetta_proto::graph::nearest;
+use vendetta_proto::nearest;
 use vendetta_proto::rpc::{Answer, Millis, Request, Settled};
 use vendetta_proto::{ServiceName, rpc};
 

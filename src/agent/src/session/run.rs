@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use super::control::Events;
 use super::program;
 use super::pty::{Master, Opened};
-use super::setup::{Program, Setup, reply};
+use super::setup::{Program, Setup, refuse_late, reply};
 use super::signals;
 use super::streams::{self, Input, STDERR, Stream};
 use crate::connection::Connection;
@@ -124,7 +124,10 @@ fn start(
                 path,
             },
         )) => {
-            session.push(("TERM", term.into()));
+            // A client that has none sends an empty one.
+            if !term.is_empty() {
+                session.push(("TERM", term.into()));
+            }
             session.push(("SSH_TTY", path.into()));
             Ok((Stdio::Terminal(slave), Streams::Terminal(master)))
         }
@@ -325,20 +328,11 @@ async fn feed(
             }
             ChannelMsg::OtherRequest {
                 name, want_reply, ..
-            } => {
-                let accepted = name == "break" && input.send_break();
-                reply(connection, writer.id(), want_reply, accepted).await;
+            } if name == "break" => {
+                reply(connection, writer.id(), want_reply, input.send_break()).await;
             }
             ChannelMsg::Eof | ChannelMsg::Close => input.end(),
-            ChannelMsg::RequestPty { want_reply, .. }
-            | ChannelMsg::RequestShell { want_reply }
-            | ChannelMsg::Exec { want_reply, .. }
-            | ChannelMsg::RequestSubsystem { want_reply, .. }
-            | ChannelMsg::RequestX11 { want_reply, .. }
-            | ChannelMsg::SetEnv { want_reply, .. } => {
-                reply(connection, writer.id(), want_reply, false).await
-            }
-            _ => {}
+            message => refuse_late(connection, writer.id(), &message).await,
         }
     }
     input.end();

@@ -82,14 +82,24 @@ impl AgentClient {
         }
     }
 
+    async fn in_time<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, AgentError> {
+        let timed_out = |_| AgentError::TimedOut {
+            workspace: self.workspace.clone(),
+            limit,
+        };
+        tokio::time::timeout(limit, work).await.map_err(timed_out)?
+    }
+
     async fn session(&self) -> Result<Channel<client::Msg>, AgentError> {
-        match tokio::time::timeout(ANSWER_TIMEOUT, self.handle.channel_open_session()).await {
-            Ok(opened) => opened.map_err(|source| self.failed(source)),
-            Err(_) => Err(AgentError::TimedOut {
-                workspace: self.workspace.clone(),
-                limit: ANSWER_TIMEOUT,
-            }),
-        }
+        let opening = async {
+            let opened = self.handle.channel_open_session().await;
+            opened.map_err(|source| self.failed(source))
+        };
+        self.in_time(ANSWER_TIMEOUT, opening).await
     }
 
     /// Asks for something; the answers come as the agent has them.
@@ -132,18 +142,11 @@ impl AgentClient {
     ) -> Result<(Answer, Answers), AgentError> {
         let asked = async {
             let mut answers = self.ask(request).await?;
-            match answers.next().await? {
-                Some(answer) => Ok((answer, answers)),
-                None => Err(self.garbled("it ended without an answer")),
-            }
+            let answer = answers.next().await?;
+            let answer = answer.ok_or_else(|| self.garbled("it ended without an answer"))?;
+            Ok((answer, answers))
         };
-        match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
-            Ok(asked) => asked,
-            Err(_) => Err(AgentError::TimedOut {
-                workspace: self.workspace.clone(),
-                limit: ANSWER_TIMEOUT,
-            }),
-        }
+        self.in_time(ANSWER_TIMEOUT, asked).await
     }
 
     /// Whether the connection is lost.
@@ -164,16 +167,14 @@ impl AgentClient {
         peer: SocketAddr,
     ) -> Result<Dialled, AgentError> {
         let (from, from_port) = (peer.ip().to_string(), peer.port());
-        let opening =
-            self.handle
-                .channel_open_direct_tcpip(host, port.into(), from, from_port.into());
-        match tokio::time::timeout(DIAL_TIMEOUT, opening).await {
-            Ok(opened) => opened.map_err(|source| self.failed(source)),
-            Err(_) => Err(AgentError::TimedOut {
-                workspace: self.workspace.clone(),
-                limit: ANSWER_TIMEOUT,
-            }),
-        }
+        let opening = async {
+            let opened = self
+                .handle
+                .channel_open_direct_tcpip(host, port.into(), from, from_port.into())
+                .await;
+            opened.map_err(|source| self.failed(source))
+        };
+        self.in_time(DIAL_TIMEOUT, opening).await
     }
 
     /// Runs a command line in the environment, with the shell, directory and

@@ -19,6 +19,6 @@ mod schema;
 mod tests;
 
 pub use gateway::{Config, Docker, Limits, Local, Log, LogFormat, LogLevel, Ssh, Users};
-pub use invalid::{Invalid, nearest};
+pub use invalid::Invalid;
 pub use local::LocalProject;
 pub use source::{NotHonoured, Project};
