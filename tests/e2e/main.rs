@@ -12,6 +12,7 @@ mod engines;
 mod forward;
 mod hooks;
 mod idle;
+mod jump;
 mod lab;
 mod lifecycle;
 mod login;

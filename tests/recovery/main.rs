@@ -52,6 +52,7 @@ impl Core {
             store: store.clone(),
             host_ca: key("host_ca"),
             agent_key: key("agent_key"),
+            user_authorities: Vec::new(),
             agent_dir: Gateway::binary("vendetta-agent")
                 .parent()
                 .map(Path::to_owned),

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vendetta_proto::TerminalName;
 
+use crate::admission::Admission;
 use crate::config::Settings;
 use crate::forward::agent_socket::AgentSockets;
 use crate::forward::{Listeners, Resolver};
@@ -43,6 +44,8 @@ pub struct Agent {
     pub marks: Marks,
     /// Terminals that outlive their clients.
     pub terminals: Terminals,
+    /// Who may log in besides the gateway.
+    pub admission: Admission,
     /// Where users reach the ssh-agents of their clients.
     pub agent_sockets: AgentSockets,
     /// Resolves names that clients dial.
@@ -70,13 +73,33 @@ impl Agent {
 
     /// The user and the terminal that a login name `[USER][+TERMINAL]` means.
     pub fn login(&self, login: &str) -> Option<(User, Option<TerminalName>)> {
-        if let Some((name, terminal)) = login.rsplit_once('+')
+        let (user, terminal) = self.terminal_of(login);
+        Some((self.user(user)?, terminal))
+    }
+
+    /// The same for a guest. People's local user names come this way, since clients
+    /// send them by default, so one that is no user here is the default user, and so
+    /// is the gateway's own name.
+    pub fn login_of_guest(&self, login: &str) -> Option<(User, Option<TerminalName>)> {
+        use vendetta_proto::{agent::DEFAULT_USER, name::RESERVED};
+        let (user, terminal) = self.terminal_of(login);
+        let user = if user == RESERVED || self.users.by_name(user).is_none() {
+            self.user(DEFAULT_USER)
+        } else {
+            self.user(user)
+        };
+        Some((user?, terminal))
+    }
+
+    /// Takes a login name apart, unless it is a user's as it is.
+    fn terminal_of<'a>(&self, login: &'a str) -> (&'a str, Option<TerminalName>) {
+        if let Some((user, terminal)) = login.rsplit_once('+')
             && let Ok(terminal) = terminal.parse()
             && self.users.by_name(login).is_none()
         {
-            return Some((self.user(name)?, Some(terminal)));
+            return (user, Some(terminal));
         }
-        Some((self.user(login)?, None))
+        (login, None)
     }
 
     /// The user that a specification (name or id, with or without a group)

@@ -6,43 +6,47 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use russh::keys::ssh_key::public::KeyData;
+use russh::keys::{Certificate, PublicKey};
 use russh::server::{
     Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey,
 };
 use russh::{Channel, ChannelId, Sig};
+use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vendetta_proto::TerminalName;
 
+use crate::admission::{Credential, Peer, fingerprint};
 use crate::connection::{Agent, Connection};
 use crate::forward::{self, Target};
 use crate::session::{self, Control, Size};
 use crate::users::User;
 
+/// Whom somebody logs in as, and what their shells on terminals are.
+type Login = (User, Option<TerminalName>);
+
 /// The handler of one connection.
 pub struct ConnectionHandler {
     agent: Arc<Agent>,
-    authenticated: CancellationToken,
+    /// Is told who has logged in.
+    tell: Option<oneshot::Sender<Peer>>,
     gone: CancellationToken,
     /// Cancels `gone` when russh drops the handler, which it does when the connection ends.
     _ends: DropGuard,
-    login: Option<(User, Option<TerminalName>)>,
-    by_gateway: bool,
+    login: Option<(Login, Peer)>,
     connection: Option<Arc<Connection>>,
     sessions: HashMap<ChannelId, Control>,
 }
 
 impl ConnectionHandler {
-    /// A handler for a new connection; `authenticated` is cancelled at login.
-    pub fn new(agent: Arc<Agent>, authenticated: CancellationToken) -> Self {
+    /// A handler for a new connection; `tell` is told who has logged in.
+    pub fn new(agent: Arc<Agent>, tell: oneshot::Sender<Peer>) -> Self {
         let gone = CancellationToken::new();
         Self {
             agent,
-            authenticated,
+            tell: Some(tell),
             _ends: gone.clone().drop_guard(),
             gone,
             login: None,
-            by_gateway: false,
             connection: None,
             sessions: HashMap::new(),
         }
@@ -54,13 +58,35 @@ impl ConnectionHandler {
             .is_some_and(|connection| connection.listeners.cancel(target))
     }
 
-    fn is_gateway(&self, key: &KeyData) -> bool {
-        self.agent.settings.gateway_keys.contains(key)
+    /// Whose key it is, if it may log in.
+    fn peer(&self, key: &PublicKey) -> Option<Peer> {
+        if self.agent.settings.gateway_keys.contains(key.key_data()) {
+            return Some(Peer::Gateway);
+        }
+        let credential = Credential::Key(fingerprint(key.key_data()));
+        let admitted = self.agent.admission.admits(&credential);
+        admitted.then_some(Peer::Guest(credential))
     }
 
-    /// Nobody else may, so far.
-    fn may_log_in(&self, key: &KeyData) -> bool {
-        self.is_gateway(key)
+    /// Lets `peer` in as the user that `name` means.
+    fn log_in(&mut self, peer: Peer, name: &str) -> Auth {
+        let login = match &peer {
+            Peer::Gateway => self.agent.login(name),
+            Peer::Guest(_) => self.agent.login_of_guest(name),
+        };
+        match login {
+            Some(login) => {
+                self.login = Some((login, peer));
+                Auth::Accept
+            }
+            None => {
+                tracing::warn!(
+                    user = name,
+                    "login refused: no such user here, or not one this agent can be"
+                );
+                Auth::reject()
+            }
+        }
     }
 }
 
@@ -72,7 +98,9 @@ impl Handler for ConnectionHandler {
         _user: &str,
         offer: PublicKeyOffer<'_>,
     ) -> Result<Auth, Self::Error> {
-        let known = self.may_log_in(offer.public_key.key_data());
+        // A certificate is offered with nothing but its bare key.
+        let known =
+            self.peer(offer.public_key).is_some() || self.agent.admission.takes_certificates();
         Ok(if known { Auth::Accept } else { Auth::reject() })
     }
 
@@ -81,36 +109,51 @@ impl Handler for ConnectionHandler {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Self::Error> {
-        if !self.may_log_in(key.public_key.key_data()) {
-            return Ok(Auth::reject());
-        }
-        self.by_gateway = self.is_gateway(key.public_key.key_data());
-        self.login = self.agent.login(user);
-        if self.login.is_none() {
-            tracing::warn!(
-                user,
-                "login refused: no such user here, or not one this agent can be"
-            );
-        }
-        Ok(if self.login.is_some() {
-            Auth::Accept
+        Ok(match self.peer(key.public_key) {
+            Some(peer) => self.log_in(peer, user),
+            None => Auth::reject(),
+        })
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        certificate: &Certificate,
+    ) -> Result<Auth, Self::Error> {
+        let credential = match Credential::of(certificate) {
+            Ok(credential) => credential,
+            Err(restricted) => {
+                tracing::info!(certificate = certificate.key_id(), %restricted, "certificate refused");
+                return Ok(Auth::reject());
+            }
+        };
+        Ok(if self.agent.admission.admits(&credential) {
+            self.log_in(Peer::Guest(credential), user)
         } else {
             Auth::reject()
         })
     }
 
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
-        self.authenticated.cancel();
-        if let Some(login) = self.login.take() {
-            let (agent, gone) = (Arc::clone(&self.agent), self.gone.clone());
-            self.connection = Some(Arc::new(Connection::new(
-                agent,
-                login,
-                self.by_gateway,
-                session.handle(),
-                gone,
-            )));
+        let Some((login, peer)) = self.login.take() else {
+            return Ok(());
+        };
+        let by_gateway = matches!(peer, Peer::Gateway);
+        if let Peer::Guest(credential) = &peer {
+            tracing::info!(%credential, user = %login.0.name.display(), "logged in");
         }
+        if let Some(tell) = self.tell.take() {
+            // Nobody hears it when the connection ends at this moment.
+            let _ = tell.send(peer);
+        }
+        let (agent, gone) = (Arc::clone(&self.agent), self.gone.clone());
+        self.connection = Some(Arc::new(Connection::new(
+            agent,
+            login,
+            by_gateway,
+            session.handle(),
+            gone,
+        )));
         Ok(())
     }
 

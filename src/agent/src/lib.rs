@@ -17,12 +17,14 @@
 //! | `supervisor` | the services: started, watched and stopped in order |
 //! | `logs` | what services write, kept and read |
 //! | `ports` | the ports on which processes listen |
+//! | `admission` | who may log in besides the gateway |
 //! | `rpc` | what the gateway asks about all that |
 //! | `process` | spawning, reaping and ending processes; the only `unsafe` code |
 //! | `disk` | a fresh disk is handed to its user |
 //! | [`users`] | /etc/passwd and /etc/group |
 //! | [`sftp`] | the SFTP server for environments without one |
 
+mod admission;
 pub mod config;
 mod connection;
 mod disk;

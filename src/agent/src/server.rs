@@ -15,17 +15,19 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::Pid;
-use russh::keys::Algorithm;
-use russh::{MethodKind, MethodSet, Preferred, SshId};
+use russh::{MethodKind, MethodSet, SshId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use vendetta_sshio::cut::Cut;
 use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
 use vendetta_sshio::workers::Workers;
 
+use crate::admission::{Admission, Peer};
 use crate::config::Settings;
 use crate::connection::Agent;
 use crate::forward::Resolver;
@@ -41,6 +43,10 @@ use crate::users::Users;
 
 /// How long a connection may take to log in.
 const LOGIN_GRACE: Duration = Duration::from_secs(30);
+
+/// How long a rejection takes. Not a defence (whether a key is known shows in
+/// the answer itself), but a brake on guessing.
+const REJECTION: Duration = Duration::from_millis(10);
 
 /// How long processes may take to end after SIGTERM, well within the ten
 /// seconds that container engines give PID 1.
@@ -123,6 +129,7 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         users: Users::system(),
         reaper: Reaper::default(),
         inherited: std::env::vars_os().collect(),
+        admission: Admission::default(),
         resolver: Resolver::default(),
         sessions: TaskTracker::new(),
         tasks: TaskTracker::new(),
@@ -172,7 +179,7 @@ fn ssh_config(settings: &Settings) -> russh::server::Config {
     russh::server::Config {
         server_id: SshId::Standard(concat!("SSH-2.0-vendetta_", env!("CARGO_PKG_VERSION")).into()),
         methods: MethodSet::from(&[MethodKind::PublicKey][..]),
-        auth_rejection_time: Duration::from_secs(1),
+        auth_rejection_time: REJECTION,
         auth_rejection_time_initial: Some(Duration::ZERO),
         keys: vec![settings.host_key.clone()],
         certificates: settings.host_certificate.iter().cloned().collect(),
@@ -180,10 +187,7 @@ fn ssh_config(settings: &Settings) -> russh::server::Config {
         window_size: transport::LINK_WINDOW,
         maximum_packet_size: transport::LINK_PACKET,
         event_buffer_size: EVENT_BUFFER,
-        preferred: Preferred {
-            key: vec![Algorithm::Ed25519].into(),
-            ..transport::link_algorithms()
-        },
+        preferred: transport::agent_algorithms(),
         inactivity_timeout: None,
         ..russh::server::Config::default()
     }
@@ -225,34 +229,50 @@ async fn connection(
     config: Arc<russh::server::Config>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) {
-    let stream = ReadAhead::new(stream);
+    let cut = CancellationToken::new();
+    let stream = ReadAhead::new(Cut::new(stream, cut.clone()));
     let deadline = Instant::now() + LOGIN_GRACE;
-    let authenticated = CancellationToken::new();
-    let handler = ConnectionHandler::new(Arc::clone(agent), authenticated.clone());
-    let started =
-        tokio::time::timeout_at(deadline, russh::server::run_stream(config, stream, handler));
+    let (tell, logged_in) = oneshot::channel();
+    let handler = ConnectionHandler::new(Arc::clone(agent), tell);
+    let started = timeout_at(deadline, russh::server::run_stream(config, stream, handler));
     let Ok(Ok(session)) = started.await else {
         return;
     };
     let handle = session.handle();
     tokio::pin!(session);
+    let unwelcome = async {
+        match timeout_at(deadline, logged_in).await {
+            Err(_) => "login took too long",
+            Ok(Ok(Peer::Guest(credential))) => {
+                agent.admission.ended(&credential).await;
+                tracing::info!(%credential, "may no longer log in: cut off");
+                "this key may no longer log in"
+            }
+            Ok(Ok(Peer::Gateway) | Err(_)) => pending().await,
+        }
+    };
     let farewell = async {
         tokio::select! {
             () = agent.closing.cancelled() => "the workspace is stopping",
-            () = async {
-                tokio::select! {
-                    () = authenticated.cancelled() => pending().await,
-                    () = sleep_until(deadline) => {}
-                }
-            } => "login took too long",
+            reason = unwelcome => reason,
         }
     };
     let result = tokio::select! {
         result = &mut session => result,
         reason = farewell => {
             let code = russh::Disconnect::ByApplication;
-            let _ = handle.disconnect(code, reason.to_owned(), String::new()).await;
-            session.await
+            let end = async {
+                let _ = handle.disconnect(code, reason.to_owned(), String::new()).await;
+                (&mut session).await
+            };
+            match timeout(CLOSE_GRACE, end).await {
+                Ok(result) => result,
+                // It takes nothing any more, so it is not told.
+                Err(_) => {
+                    cut.cancel();
+                    session.await
+                }
+            }
         }
     };
     if let Err(error) = result {

@@ -25,7 +25,7 @@ use vendetta_sshio::keys::PrivateKey;
 use vendetta_sshio::workers::Workers;
 
 use crate::config::{Config, MachineNetwork};
-use crate::control::Control;
+use crate::control::{Control, HostKeys};
 use crate::events::Events;
 use crate::first_admin;
 use crate::memory;
@@ -226,11 +226,13 @@ async fn build(
 ) -> anyhow::Result<Services> {
     let store = Store::open(&config.state_dir.join("state.db"))?;
     first_admin::ensure(&store, admin_key).await?;
+    let trusted = config.users.certificate_authorities()?;
     let events = Events::default();
     let workspaces = Workspaces::start(workspace::Settings {
         store: store.clone(),
         host_ca: keys.host_ca.clone(),
         agent_key: keys.agent.clone(),
+        user_authorities: trusted.clone(),
         agent_dir: config.agent_dir.clone(),
         state_dir: config.state_dir.clone(),
         docker_socket: config.docker.socket.clone(),
@@ -254,7 +256,6 @@ async fn build(
         cancel: end.clone(),
     })
     .await?;
-    let trusted = config.users.certificate_authorities()?;
     Ok(Services {
         pool: workspaces.pool().clone(),
         control: Arc::new(Control::new(
@@ -263,6 +264,10 @@ async fn build(
             workspaces.clone(),
             events,
             bound,
+            HostKeys {
+                gateway: keys.host.public(),
+                authority: keys.host_ca.public(),
+            },
         )),
         authenticator: Authenticator::new(store.clone(), trusted),
         channels_per_connection: config.limits.channels_per_connection,

@@ -6,6 +6,7 @@ mod address;
 mod connect;
 mod front;
 mod project;
+mod setup;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -61,6 +62,17 @@ enum LocalCommand {
     )]
     Serve(Serve),
 
+    /// Let ssh on this machine know a gateway and its workspaces by name
+    #[command(
+        long_about = "Let ssh on this machine know a gateway and its workspaces by name\n\nWrites ~/.ssh/vendetta/config and ~/.ssh/vendetta/known_hosts, and one Include line at the top of\n~/.ssh/config. Run it again for the names of workspaces that were made since.",
+        after_help = "Examples:\n  vendetta setup\n  vendetta --gateway dev.example.org:2222 setup\n  vendetta setup --undo"
+    )]
+    Setup {
+        /// Take all of it back
+        #[arg(long)]
+        undo: bool,
+    },
+
     /// Print the manual page
     #[command(hide = true)]
     Man,
@@ -104,6 +116,17 @@ pub fn main() -> ExitCode {
             match clap_mangen::Man::new(LocalCommandLine::command()).render(&mut page) {
                 Ok(()) => print(&page),
                 Err(_) => ExitCode::from(70),
+            }
+        }
+        LocalCommand::Setup { undo } => {
+            let done = if undo {
+                setup::undo()
+            } else {
+                setup::set_up(line.gateway.as_deref())
+            };
+            match done {
+                Ok(text) => print(text.as_bytes()),
+                Err(failure) => failure.tell(),
             }
         }
         LocalCommand::Remote(Command::Completion { shell }) => {

@@ -13,6 +13,10 @@ pub const MAX_LENGTH: usize = 63;
 /// The login name of the control plane; no user and no workspace may take it.
 pub const RESERVED: &str = "vendetta";
 
+/// What follows a workspace's name in the host name by which clients know it
+/// that come to it end to end: `my-project.vendetta`.
+pub const HOST_SUFFIX: &str = "vendetta";
+
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -88,6 +88,26 @@ pub enum Request {
         /// The word.
         mark: String,
     },
+    /// Lets people log in to the agent themselves, in place of those who were
+    /// let in before: [`Answer::Admitted`], and then nothing, until the channel
+    /// ends. Then nobody is let in any more but those whom a later channel admits.
+    /// Who is connected and no longer let in is cut off.
+    Admit {
+        /// Who.
+        guests: Guests,
+    },
+}
+
+/// Who may log in to an agent besides the gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guests {
+    /// Fingerprints ("SHA256:…") of the keys that may.
+    pub keys: BTreeSet<String>,
+    /// Fingerprints of the authorities whose user certificates may.
+    pub authorities: BTreeSet<String>,
+    /// The users that such a certificate may be for: one of its principals.
+    pub users: BTreeSet<String>,
 }
 
 /// One answer.
@@ -116,6 +136,8 @@ pub enum Answer {
         /// It was.
         before: bool,
     },
+    /// Those whom [`Request::Admit`] names are let in, and nobody else.
+    Admitted,
     /// What was asked for has settled, well or not; the statuses before say how.
     Done,
     /// The request was refused or cannot be carried out.

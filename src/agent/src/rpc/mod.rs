@@ -1,4 +1,4 @@
-//! What the gateway asks about services, logs and ports, on the subsystem
+//! What the gateway asks about services, logs, ports and guests, on the subsystem
 //! [`SUBSYSTEM`](vendetta_proto::rpc::SUBSYSTEM): one request, then answers.
 //!
 //! Whoever asks is answered by a task of the channel's own, which waits for
@@ -8,6 +8,7 @@
 mod channel;
 
 use std::collections::BTreeSet;
+use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -158,6 +159,11 @@ async fn answer(
         Request::IsMarked { mark } => {
             let before = agent.marks.has(&mark);
             answers.send(&Answer::Marked { before }).await
+        }
+        Request::Admit { guests } => {
+            let _stay = agent.admission.admit(guests);
+            answers.send(&Answer::Admitted).await?;
+            pending().await
         }
     }
 }

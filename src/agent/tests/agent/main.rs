@@ -16,6 +16,7 @@ mod fixture;
 
 mod files;
 mod forwards;
+mod guests;
 mod lifecycle;
 mod services;
 mod sessions;

@@ -129,11 +129,24 @@ impl AgentClient {
     /// # Errors
     /// When the agent cannot be asked, says nothing in time, or refuses.
     pub async fn ask_one(self: &Arc<Self>, request: &Request) -> Result<Answer, AgentError> {
-        let answer = async {
-            let answer = self.ask(request).await?.next().await?;
-            answer.ok_or_else(|| self.garbled("it ended without an answer"))
+        self.ask_first(request).await.map(|(answer, _)| answer)
+    }
+
+    /// Asks for something whose first answer comes at once; the others follow.
+    ///
+    /// # Errors
+    /// When the agent cannot be asked, says nothing in time, or refuses.
+    pub async fn ask_first(
+        self: &Arc<Self>,
+        request: &Request,
+    ) -> Result<(Answer, Answers), AgentError> {
+        let asked = async {
+            let mut answers = self.ask(request).await?;
+            let answer = answers.next().await?;
+            let answer = answer.ok_or_else(|| self.garbled("it ended without an answer"))?;
+            Ok((answer, answers))
         };
-        self.in_time(ANSWER_TIMEOUT, answer).await
+        self.in_time(ANSWER_TIMEOUT, asked).await
     }
 
     /// Whether the connection is lost.

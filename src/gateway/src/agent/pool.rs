@@ -28,7 +28,7 @@ use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
 
 use super::opens::{AgentHandler, EnvironmentOpen};
-use crate::node::NodeError;
+use crate::node::{ByteStream, NodeError};
 use crate::workspace::{AgentTarget, Endpoint, WorkspaceId};
 
 /// Most connections kept ready for one workspace.
@@ -75,6 +75,12 @@ pub enum AgentError {
         /// The cause.
         source: russh::Error,
     },
+    /// The connection over which it was asked is lost.
+    #[error("the connection to the agent of workspace {workspace} was lost")]
+    Lost {
+        /// The workspace.
+        workspace: String,
+    },
     /// What the agent said is no answer.
     #[error("the agent of workspace {workspace} answered what is none: {problem}")]
     Answer {
@@ -118,6 +124,7 @@ impl AgentError {
             Self::Handshake { .. }
             | Self::NoUser { .. }
             | Self::Session { .. }
+            | Self::Lost { .. }
             | Self::Answer { .. }
             | Self::Refused { .. }
             | Self::TimedOut { .. } => None,
@@ -333,6 +340,21 @@ impl Pool {
         Ok(connection)
     }
 
+    /// A stream to the agent of `target`, on which nothing has been said.
+    ///
+    /// # Errors
+    /// When the agent cannot be reached.
+    pub async fn open(&self, target: &AgentTarget) -> Result<Box<dyn ByteStream>, AgentError> {
+        let opened = match &target.endpoint {
+            Endpoint::Unix(path) => target.node.open_unix(path).await,
+            Endpoint::Tcp { host, port } => target.node.open_tcp(host, *port).await,
+        };
+        opened.map_err(|source| AgentError::Unreachable {
+            workspace: target.workspace.to_string(),
+            source: Box::new(source),
+        })
+    }
+
     /// A connection made now.
     pub(super) async fn connect(
         &self,
@@ -345,14 +367,7 @@ impl Pool {
             source,
         };
         let connect = async {
-            let stream = match &target.endpoint {
-                Endpoint::Unix(path) => target.node.open_unix(path).await,
-                Endpoint::Tcp { host, port } => target.node.open_tcp(host, *port).await,
-            }
-            .map_err(|source| AgentError::Unreachable {
-                workspace: workspace(),
-                source: Box::new(source),
-            })?;
+            let stream = self.open(target).await?;
             let (handler, opens) = AgentHandler::new(target.host_key.clone());
             let mut handle =
                 client::connect_stream(self.shared.config.clone(), ReadAhead::new(stream), handler)

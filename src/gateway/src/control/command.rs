@@ -9,6 +9,7 @@ use super::failure::Failure;
 use super::io::Console;
 use super::key::KeyCommand;
 use super::node::NodeCommand;
+use super::ssh_config::SshConfig;
 use super::user::UserCommand;
 use super::workspace::WorkspaceCommand;
 use super::{Attach, Caller, Control};
@@ -100,6 +101,12 @@ pub enum Command {
     #[command(after_help = "Examples:\n  ssh vendetta events\n  ssh vendetta events --json")]
     Events,
 
+    /// Show what to put into ~/.ssh/config and ~/.ssh/known_hosts
+    #[command(
+        after_help = "Examples:\n  ssh vendetta ssh-config\n  ssh vendetta ssh-config --host-name dev.example.org >>~/.ssh/config\n  ssh vendetta ssh-config --known-hosts >>~/.ssh/known_hosts"
+    )]
+    SshConfig(SshConfig),
+
     /// Show which user your key stands for
     #[command(after_help = "Examples:\n  ssh vendetta whoami")]
     Whoami,
@@ -169,6 +176,7 @@ impl Command {
             Self::Node(command) => command.run(session).await,
             Self::Status { watch } => super::status::status(session, watch).await,
             Self::Events => super::events::events(session).await,
+            Self::SshConfig(command) => command.run(session).await,
             Self::Whoami => super::status::whoami(session).await,
             Self::Version => super::status::version(session).await,
             Self::Completion { shell } => {

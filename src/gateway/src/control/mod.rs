@@ -22,6 +22,7 @@ mod progress;
 mod prompt;
 mod redraw;
 pub mod service;
+pub mod ssh_config;
 mod status;
 mod terminal;
 mod terminals;
@@ -52,6 +53,7 @@ use words::Parsed;
 pub use crate::inventory::{AgentAccess, ByteStream};
 pub use io::{Io, TerminalSize};
 pub use ports::local_port;
+pub use ssh_config::HostKeys;
 
 /// Who asks, and what their session brought along.
 #[derive(Debug, Clone)]
@@ -60,6 +62,8 @@ pub struct Caller {
     pub principal: Arc<Principal>,
     /// Environment of the session: TERM (of the pty), LANG, LC_ALL, NO_COLOR.
     pub session_env: BTreeMap<String, String>,
+    /// The gateway's address that they connected to, when it is known.
+    pub reached: Option<SocketAddr>,
 }
 
 /// How a session on the control plane ends.
@@ -97,11 +101,13 @@ pub struct Control {
     workspaces: Workspaces,
     events: Events,
     bound: SocketAddr,
+    host_keys: HostKeys,
     started: Instant,
 }
 
 impl Control {
-    /// `bound` is the address the gateway listens on.
+    /// `bound` is the address the gateway listens on, `host_keys` what its
+    /// clients know it and its agents by.
     #[must_use]
     pub fn new(
         config: &Config,
@@ -109,6 +115,7 @@ impl Control {
         workspaces: Workspaces,
         events: Events,
         bound: SocketAddr,
+        host_keys: HostKeys,
     ) -> Self {
         Self {
             config: config.clone(),
@@ -116,6 +123,7 @@ impl Control {
             workspaces,
             events,
             bound,
+            host_keys,
             started: Instant::now(),
         }
     }

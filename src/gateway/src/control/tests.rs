@@ -80,6 +80,7 @@ impl Lab {
             store: store.clone(),
             host_ca: PrivateKey::generate_ed25519("ca").unwrap(),
             agent_key: PrivateKey::generate_ed25519("agents").unwrap(),
+            user_authorities: Vec::new(),
             agent_dir: Some(agents),
             state_dir: state_dir.clone(),
             docker_socket: dir.path().join("no-docker.sock"),
@@ -107,6 +108,10 @@ impl Lab {
             workspaces,
             Events::default(),
             "127.0.0.1:2222".parse().unwrap(),
+            HostKeys {
+                gateway: PrivateKey::generate_ed25519("host").unwrap().public(),
+                authority: PrivateKey::generate_ed25519("ca").unwrap().public(),
+            },
         );
         Self {
             _dir: dir,
@@ -128,6 +133,7 @@ impl Lab {
                 .iter()
                 .map(|&(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
+            reached: None,
         }
     }
 

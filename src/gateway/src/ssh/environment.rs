@@ -23,25 +23,14 @@ use vendetta_proto::NodeName;
 
 use super::forward;
 use super::handler::Shared;
+use super::reach::{LinkError, reach};
 use crate::access::Authorized;
 use crate::agent::opens::{AgentHandler, EnvironmentOpen};
-use crate::agent::pool::{AgentConnection, AgentError, Pool};
-use crate::workspace::{
-    Activity, Agent, AgentTarget, InUse, Operation, Progress, WorkspaceError, WorkspaceRef,
-    Workspaces,
-};
+use crate::agent::pool::{AgentConnection, Pool};
+use crate::workspace::{Activity, AgentTarget, InUse, Progress, WorkspaceRef, Workspaces};
 
 /// Progress lines a slow watcher may be behind before it misses some.
 const PROGRESS_LINES: usize = 64;
-
-/// Why there is no link, as the user is told.
-#[derive(Debug, Clone)]
-pub struct LinkError {
-    /// Problem and remedy, one or two lines.
-    pub message: String,
-    /// Exit code of the session.
-    pub exit_code: u8,
-}
 
 /// The agent's side of a connection; clones share it.
 #[derive(Clone)]
@@ -288,84 +277,12 @@ impl Connecting {
     }
 
     async fn connect(&self) -> Result<(AgentConnection, NodeName), LinkError> {
-        // It must not go idle between its agent and our connection to it.
-        let activity = self.workspaces.activity(&self.workspace);
-        let _in_use = activity.as_ref().map(Activity::begin);
-        let mut looked_again = false;
-        loop {
-            let target = match self.workspaces.agent(&self.workspace).await {
-                Ok(Agent::Ready(target)) => target,
-                Ok(Agent::Starting(operation)) => match self.wait_for(operation).await? {
-                    Some(target) => target,
-                    None => continue,
-                },
-                Err(error) => return Err(LinkError::from(&error)),
-            };
-            match self.pool.take(&target, &self.user).await {
-                Ok(connection) => return Ok((connection, target.node.name().clone())),
-                Err(error @ AgentError::NoUser { .. }) => {
-                    return Err(LinkError {
-                        message: error.to_string(),
-                        exit_code: 3,
-                    });
-                }
-                // It may have died since anybody looked: look, and try once more.
-                Err(error) if !looked_again && !error.is_node_away() => {
-                    tracing::info!(workspace = %target.workspace, %error, "agent unreachable, looking at the environment");
-                    looked_again = true;
-                    self.workspaces.agent_unreachable(&target.id).await;
-                }
-                Err(error) => {
-                    let message = match error.remedy() {
-                        Some(remedy) => format!("{error}\n{remedy}"),
-                        None => error.to_string(),
-                    };
-                    return Err(LinkError {
-                        message,
-                        exit_code: 5,
-                    });
-                }
-            }
-        }
-    }
-}
-
-impl Connecting {
-    /// Waits until sessions can be opened, or the operation has ended.
-    async fn wait_for(
-        &self,
-        mut operation: Operation,
-    ) -> Result<Option<Arc<AgentTarget>>, LinkError> {
-        let mut reachable = std::pin::pin!(self.workspaces.reachable(&self.workspace));
-        loop {
-            tokio::select! {
-                biased;
-                target = &mut reachable => {
-                    return target.map(Some).map_err(|error| LinkError::from(&error));
-                }
-                progress = operation.next() => match progress {
-                    // Nobody watching is fine.
-                    Some(progress) => drop(self.progress.send(progress)),
-                    None => break,
-                }
-            }
-        }
-        let ended = operation.outcome().await;
-        ended
-            .map(|()| None)
-            .map_err(|error| LinkError::from(&error))
-    }
-}
-
-impl From<&WorkspaceError> for LinkError {
-    fn from(error: &WorkspaceError) -> Self {
-        let message = match &error.remedy {
-            Some(remedy) => format!("{error}\n{remedy}"),
-            None => error.to_string(),
+        let connect = |target: Arc<AgentTarget>| async move {
+            let connection = self.pool.take(&target, &self.user).await?;
+            Ok((connection, target.node.name().clone()))
         };
-        Self {
-            message,
-            exit_code: error.exit_code(),
-        }
+        // Nobody watching is fine.
+        let tell = |progress| drop(self.progress.send(progress));
+        reach(&self.workspaces, &self.workspace, tell, connect).await
     }
 }

@@ -22,7 +22,7 @@ use vendetta_sshio::relay::{self, ClientSide, RequestFilter};
 use super::environment::{Environment, Link};
 use super::forward;
 use super::route::{Route, route};
-use super::{Services, restrict, session};
+use super::{Services, jump, restrict, session};
 use crate::access::{Action, Principal};
 use crate::store::AuditEvent;
 
@@ -33,6 +33,7 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(120);
 pub struct Connection {
     services: Arc<Services>,
     peer: SocketAddr,
+    reached: Option<SocketAddr>,
     authenticated: CancellationToken,
     end: CancellationToken,
     principal: Option<Arc<Principal>>,
@@ -66,6 +67,8 @@ pub struct Shared {
     pub client: server::Handle,
     /// Who it is.
     pub principal: Arc<Principal>,
+    /// The gateway's address that it connected to.
+    pub reached: Option<SocketAddr>,
     closes: Closes,
     slots: Arc<Semaphore>,
     end: CancellationToken,
@@ -111,17 +114,19 @@ impl Shared {
 }
 
 impl Connection {
-    /// A connection from `peer`. Cancels `authenticated` when it is, and ends all its tasks with `end`.
+    /// A connection from `peer` to the gateway's address `reached`. Cancels `authenticated` when it is, and ends all its tasks with `end`.
     #[must_use]
     pub fn new(
         services: Arc<Services>,
         peer: SocketAddr,
+        reached: Option<SocketAddr>,
         authenticated: CancellationToken,
         end: CancellationToken,
     ) -> Self {
         Self {
             services,
             peer,
+            reached,
             authenticated,
             end,
             principal: None,
@@ -145,6 +150,7 @@ impl Connection {
             services: self.services.clone(),
             client,
             principal,
+            reached: self.reached,
             closes: self.closes.clone(),
             slots: Arc::new(Semaphore::new(self.services.channels_per_connection)),
             end: self.end.clone(),
@@ -340,6 +346,14 @@ impl server::Handler for Connection {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
+        if let Some(Accepted {
+            shared,
+            target: Target::Control | Target::Unknown(_),
+        }) = &self.accepted
+        {
+            jump::open(shared, channel, reply, (host.to_owned(), port)).await;
+            return Ok(());
+        }
         let (host, originator) = (host.to_owned(), originator_address.to_owned());
         self.bridge_direct(channel, reply, move |link| async move {
             link.channel_open_direct_tcpip(host, port, originator, originator_port)

@@ -88,6 +88,7 @@ async fn serve_connection(
 ) {
     let authenticated = CancellationToken::new();
     let _end_with_us = end.clone().drop_guard();
+    let reached = stream.local_addr().ok();
     let stream = TcpStream::from_std(stream)
         .and_then(|stream| ClientStream::new(stream, end.clone()))
         .map(ReadAhead::new);
@@ -96,7 +97,7 @@ async fn serve_connection(
         Err(error) => return tracing::debug!(%peer, %error, "connection lost at once"),
     };
     let freed = services.freed.clone();
-    let handler = Connection::new(services, peer, authenticated.clone(), end.clone());
+    let handler = Connection::new(services, peer, reached, authenticated.clone(), end.clone());
     let run = async {
         match server::run_stream(config, stream, handler).await {
             Ok(running) => running.await,

@@ -4,14 +4,17 @@
 //! [`listener`] accepts and limits, [`handler`] receives russh's callbacks and
 //! holds no policy, [`auth`] turns a verified key into a principal, [`route`]
 //! reads the login name, [`environment`] is a connection's link to the agent,
-//! [`session`] runs control commands, [`attach`] joins one to a workspace.
+//! [`session`] runs control commands, [`attach`] joins one to a workspace, [`jump`]
+//! pipes a client that comes end to end to an agent.
 
 pub mod attach;
 pub mod auth;
 pub mod environment;
 pub mod forward;
 pub mod handler;
+pub mod jump;
 pub mod listener;
+pub mod reach;
 pub mod restrict;
 pub mod route;
 pub mod server_config;

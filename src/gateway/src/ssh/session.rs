@@ -13,8 +13,9 @@ use tokio::sync::watch;
 use vendetta_sshio::relay::{self, ClientSide};
 
 use super::attach;
-use super::environment::{Environment, LinkError, stderr_line};
+use super::environment::{Environment, stderr_line};
 use super::handler::Shared;
+use super::reach::LinkError;
 use crate::control::{AgentAccess, ByteStream, Caller, Control, Io, Outcome, TerminalSize};
 
 /// How long a client may take to say what it wants of a session that fails,
@@ -145,6 +146,7 @@ pub async fn control(shared: Shared, side: ClientSide, unknown: Option<String>) 
     let caller = Caller {
         principal: shared.principal.clone(),
         session_env: setup.env,
+        reached: shared.reached,
     };
     let (stdin, stdin_writer) = tokio::io::simplex(STDIN_BUFFER);
     let (resize, terminal) = setup.terminal.unzip();
@@ -331,7 +333,7 @@ async fn feed(
 }
 
 /// The same for a workspace that does not exist and one that is not the caller's.
-fn no_workspace(shared: &Shared, name: &str) -> String {
+pub(super) fn no_workspace(shared: &Shared, name: &str) -> String {
     let names = shared.services.workspaces.names(&shared.principal);
     match vendetta_proto::nearest(name, &names) {
         Some(nearest) => format!("no workspace {name:?}; did you mean {nearest:?}?"),

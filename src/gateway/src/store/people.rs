@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
 use serde::Serialize;
+use tokio::sync::watch;
 use vendetta_proto::UserName;
 use vendetta_sshio::keys::PublicKey;
 
@@ -44,6 +45,8 @@ pub(super) struct People {
     users: BTreeMap<UserName, UserRecord>,
     keys: HashMap<String, KeyRecord>,
     principals: HashMap<String, Arc<Principal>>,
+    /// Counts what happened to users and keys.
+    changes: watch::Sender<u64>,
 }
 
 impl People {
@@ -88,12 +91,23 @@ impl People {
             self.principals
                 .insert(key.fingerprint.clone(), Arc::new(principal));
             self.keys.insert(key.fingerprint.clone(), key);
+            self.changed();
         }
+    }
+
+    fn insert_user(&mut self, user: UserRecord) {
+        self.users.insert(user.name.clone(), user);
+        self.changed();
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     fn remove_key(&mut self, fingerprint: &str) {
         self.keys.remove(fingerprint);
         self.principals.remove(fingerprint);
+        self.changed();
     }
 
     fn remove_user(&mut self, name: &UserName) {
@@ -101,6 +115,7 @@ impl People {
         self.keys.retain(|_, key| key.user != *name);
         self.principals
             .retain(|_, principal| principal.user != *name);
+        self.changed();
     }
 
     fn keys_of(&self, user: &UserName) -> Vec<KeyRecord> {
@@ -152,9 +167,7 @@ impl Store {
                 )?;
                 Ok(())
             },
-            move |people| {
-                people.users.insert(record.name.clone(), record);
-            },
+            move |people| people.insert_user(record),
         )
         .await?;
         Ok(user)
@@ -319,6 +332,19 @@ impl Store {
     #[must_use]
     pub fn keys(&self, user: &UserName) -> Vec<KeyRecord> {
         self.people(|people| people.keys_of(user))
+    }
+
+    /// Who each key belongs to. From memory.
+    #[must_use]
+    pub fn principals(&self) -> Vec<Arc<Principal>> {
+        self.people(|people| people.principals.values().cloned().collect())
+    }
+
+    /// Changes with every change of users and keys; once it has, they are as
+    /// they were changed.
+    #[must_use]
+    pub fn people_changes(&self) -> watch::Receiver<u64> {
+        self.people(|people| people.changes.subscribe())
     }
 
     /// Who a key belongs to. From memory: every login asks.

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
 use super::activity::Activity;
+use super::guests::Gate;
 use super::manager::{AgentTarget, WorkspaceRef};
 use super::state::{Machine, Phase, Record, Request};
 use super::{ErrorKind, Failure, Operation, Spec, WorkspaceError, WorkspaceStatus};
@@ -86,6 +87,8 @@ pub(super) struct Entry {
     provisioned: AtomicU64,
     /// What uses it.
     pub activity: Activity,
+    /// Who comes to its agent end to end.
+    pub gate: Gate,
     /// The ports of the gateway's machine that lead to it.
     pub ports: watch::Sender<Vec<PortStatus>>,
     snapshot: watch::Sender<Snapshot>,
@@ -113,6 +116,7 @@ impl Entry {
             inbox,
             provisioned: AtomicU64::new(row.provisioned),
             activity: Activity::default(),
+            gate: Gate::default(),
             ports: watch::Sender::default(),
             snapshot: watch::Sender::new(snapshot),
         }

@@ -38,6 +38,8 @@ pub struct Settings {
     pub host_ca: PrivateKey,
     /// The key with which the gateway logs in to agents.
     pub agent_key: PrivateKey,
+    /// The authorities whose user certificates are taken.
+    pub user_authorities: Vec<PublicKey>,
     /// Where the agents' executables are; none: beside the gateway's own, or
     /// in `../libexec/vendetta` from there.
     pub agent_dir: Option<PathBuf>,
@@ -302,6 +304,11 @@ impl Workspaces {
         let mut entries = self.0.entries();
         entries.retain(|entry| authorize(caller, Action::View, entry.reference.clone()).is_ok());
         entries
+    }
+
+    /// What the actors share.
+    pub(super) fn shared(&self) -> &Arc<Services> {
+        &self.0
     }
 
     /// Ends every task.

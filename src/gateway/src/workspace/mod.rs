@@ -13,6 +13,7 @@ mod context;
 mod entry;
 mod error;
 mod forges;
+mod guests;
 mod hook;
 mod id;
 mod idle;
@@ -34,6 +35,7 @@ pub use crate::ports::{
 pub use activity::{Activity, InUse};
 pub use check::{Wrong, is_variable_name};
 pub use error::{ErrorKind, WorkspaceError};
+pub use guests::Pipe;
 pub use id::WorkspaceId;
 pub use inside::{ListeningStream, ServiceLogOptions};
 pub use manager::{

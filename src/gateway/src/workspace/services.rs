@@ -32,6 +32,7 @@ pub(super) struct Services {
     pub store: Store,
     pub host_ca: PrivateKey,
     pub agent_login_key: PublicKey,
+    pub user_authorities: Vec<PublicKey>,
     pub payloads: Payloads,
     pub pool: Pool,
     pub ports: Ports,
@@ -50,6 +51,7 @@ impl Services {
             store: settings.store,
             host_ca: settings.host_ca,
             agent_login_key: settings.agent_key.public(),
+            user_authorities: settings.user_authorities,
             payloads: Payloads::new(settings.agent_dir),
             pool: Pool::new(
                 &settings.agent_key,

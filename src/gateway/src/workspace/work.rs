@@ -16,9 +16,10 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
-use vendetta_proto::ServiceName;
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
+use vendetta_proto::name::HOST_SUFFIX;
 use vendetta_proto::rpc::{Answer, Request};
+use vendetta_proto::{ServiceName, WorkspaceName};
 use vendetta_sshio::keys::certify_host;
 
 use super::entry::Entry;
@@ -332,7 +333,7 @@ fn agent_config(
     let certificate = certify_host(
         &services.host_ca,
         &entry.host_public,
-        &[name.to_string()],
+        &host_names(name),
         &format!("vendetta workspace {name}"),
     );
     let config = &entry.spec.config;
@@ -356,6 +357,12 @@ fn agent_config(
     };
     serde_json::to_vec_pretty(&config)
         .map_err(|error| WorkspaceError::new(ErrorKind::Internal, about, error.to_string()))
+}
+
+/// The names that an agent proves to have: those by which clients that come to
+/// it end to end know its workspace.
+fn host_names(workspace: &WorkspaceName) -> [String; 2] {
+    [workspace.to_string(), format!("{workspace}.{HOST_SUFFIX}")]
 }
 
 /// Waits until the agent answers, or its environment ends, or it takes too long.
