@@ -425,6 +425,75 @@ fn the_forwarded_agent_signs_for_16_at_once() {
     drop(agent);
 }
 
+/// `ssh -A LOGIN@gateway COMMAND` with this agent.
+fn with_agent(gateway: &Gateway, agent: &Agent, login: &str, command: &str) -> Run {
+    let option = format!("IdentityAgent={}", agent.socket().display());
+    let ssh = gateway.ssh(login).args(["-A", "-o", &option]);
+    ssh.env("SSH_AUTH_SOCK", agent.socket()).arg(command)
+}
+
+#[test]
+fn what_outlives_its_client_has_the_agent_of_the_next() {
+    let gateway = Gateway::with_workspace();
+    let key = |name: &str| gateway.admin().generate_key(name, "ed25519");
+    let (first, second) = (Agent::with(&[key("first")]), Agent::with(&[key("second")]));
+    // As a terminal multiplexer would: it lives on, and asks when it is told to.
+    let multiplexer = "mkfifo /tmp/ask /tmp/told; (while read -r line </tmp/ask; do ssh-add -L >/tmp/told 2>&1; done) \
+                       </dev/null >/dev/null 2>&1 & echo $SSH_AUTH_SOCK";
+    let ask = "echo >/tmp/ask; cat /tmp/told";
+    let path = with_agent(&gateway, &first, "ws", multiplexer).ok().text();
+    let told = gateway.exec("ws", ask).ok().text();
+    assert!(!told.contains("ssh-ed25519"), "nobody is there: {told}");
+
+    let stays = with_agent(&gateway, &first, "ws", "echo here; cat").spawn();
+    stays.expect_stdout(0, "here");
+    let told = gateway.exec("ws", ask).ok().text();
+    assert!(told.ends_with(" first"), "{told}");
+    let newer = format!("echo $SSH_AUTH_SOCK; {ask}");
+    let told = with_agent(&gateway, &second, "ws", &newer).ok().text();
+    assert!(
+        told.starts_with(&path) && told.ends_with(" second"),
+        "{told}"
+    );
+    let told = gateway.exec("ws", ask).ok().text();
+    assert!(told.ends_with(" first"), "the newest that is there: {told}");
+
+    // Each user has a socket of their own, which no other user can reach.
+    let other = with_agent(
+        &gateway,
+        &second,
+        "ws+dev",
+        "echo $SSH_AUTH_SOCK; ssh-add -L",
+    );
+    let other = other.ok().text();
+    assert!(
+        !other.starts_with(&path) && other.ends_with(" second"),
+        "{other}"
+    );
+    let denied = gateway.exec("ws+dev", &format!("SSH_AUTH_SOCK={path} ssh-add -L"));
+    assert!(denied.finish().error_text().contains("Permission denied"));
+    let _ = stays.finish();
+}
+
+#[test]
+fn somebody_who_takes_the_agent_socket_s_place_first_gets_nothing() {
+    let gateway = Gateway::with_workspace();
+    let agent = Agent::with(&[gateway.admin().key()]);
+    let place = with_agent(&gateway, &agent, "ws", "dirname $SSH_AUTH_SOCK");
+    let place = place.ok().text();
+    // It goes with the agent, and so is there to be taken.
+    gateway.control("workspace down ws").ok();
+    gateway.control("workspace up ws").ok();
+    let taken = gateway.exec("ws+dev", &format!("mkdir -m 777 {place}"));
+    taken.ok();
+    let told = with_agent(&gateway, &agent, "ws", "echo $SSH_AUTH_SOCK; ssh-add -L");
+    let told = told.ok().text();
+    assert!(!told.contains(&place), "{told}");
+    assert!(told.contains("ssh-ed25519"), "{told}");
+    let there = gateway.exec("ws+dev", &format!("ls {place}")).ok();
+    assert_eq!(there.text(), "");
+}
+
 /// A tiny X server at TCP display `localhost:N`: checks the cookie of one client
 /// (X11 protocol, section 8) and sends back in capitals the line that follows.
 fn x_server(cookie: &'static [u8; 16]) -> (u16, JoinHandle<()>) {

@@ -15,6 +15,15 @@ fn notes(gateway: &Gateway) -> String {
         .replace('\n', " ")
 }
 
+/// The same without a session, which would be one that the hooks see.
+fn notes_seen_by_the_engine(gateway: &Gateway) -> String {
+    let Some(container) = gateway.container() else {
+        return String::new();
+    };
+    let look = ["exec", &container, "cat", "/workspace/notes"];
+    gateway.engine().docker(&look).finish().text()
+}
+
 #[test]
 fn hooks_run_in_the_environment_at_their_moment() {
     let gateway = Gateway::docker();
@@ -98,17 +107,7 @@ fn the_attach_hook_runs_beside_the_first_session_of_each_client_and_says_nothing
         );
         let mut told = String::new();
         vendetta_tests::eventually("the hook has run", || {
-            let containers = gateway.resources();
-            let container = containers
-                .iter()
-                .find_map(|name| name.strip_prefix("container "));
-            let look = [
-                "exec",
-                container.expect("a container"),
-                "cat",
-                "/workspace/notes",
-            ];
-            told = gateway.engine().docker(&look).finish().text();
+            told = notes_seen_by_the_engine(&gateway);
             told.lines().count() == clients
         });
         assert!(told.lines().all(|line| line == "attached"), "{told}");
@@ -137,26 +136,13 @@ fn a_gateway_that_was_killed_runs_the_create_hook_to_its_end_and_no_hook_twice()
     );
     let up = gateway.control("workspace up ws").start();
     vendetta_tests::eventually("the hook has begun", || {
-        let containers = gateway.resources();
-        let container = containers
-            .iter()
-            .find_map(|name| name.strip_prefix("container "));
-        container.is_some_and(|container| {
-            let look = gateway
-                .engine()
-                .docker(&["exec", container, "cat", "/workspace/notes"]);
-            look.finish().text().contains("begun")
-        })
+        notes_seen_by_the_engine(&gateway).contains("begun")
     });
     gateway.kill();
     let _ = up.finish();
     gateway.start();
     let watching = gateway.control("workspace up ws").start();
-    let container = gateway
-        .resources()
-        .into_iter()
-        .find_map(|name| name.strip_prefix("container ").map(str::to_owned));
-    let container = container.expect("a container");
+    let container = gateway.container().expect("a container");
     gateway
         .engine()
         .docker(&["exec", &container, "touch", "/workspace/go"])

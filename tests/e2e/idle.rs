@@ -18,6 +18,18 @@ fn goes_idle(gateway: &Gateway) {
     eventually("it goes idle", || gateway.state("ws") == "stopped");
 }
 
+/// An echo server answers at the end of a connection, now and after a while.
+fn stays_alive(mut stream: TcpStream) {
+    let mut ask = || {
+        stream.write_all(b"x").expect("sending");
+        let mut answer = [0];
+        stream.read_exact(&mut answer).expect("an answer");
+    };
+    ask();
+    sleep(WHILE);
+    ask();
+}
+
 #[test]
 fn one_that_nobody_uses_is_stopped_and_comes_up_for_the_next_who_connects() {
     let mut gateway = Gateway::docker();
@@ -65,16 +77,8 @@ fn sessions_and_forwards_in_use_keep_it_up_and_idle_connections_do_not() {
     let port = ports["mapped"][0]["host_port"].as_u64().expect("a port");
     let port = u16::try_from(port).expect("a port");
     let mapped = SocketAddr::new(gateway.ports_address(), port);
-    let mut stream = TcpStream::connect_timeout(&mapped, PATIENCE).expect("connecting");
-    let mut alive = || {
-        stream.write_all(b"x").expect("sending");
-        let mut answer = [0];
-        stream.read_exact(&mut answer).expect("an answer");
-    };
-    alive();
-    sleep(WHILE);
-    alive();
-    drop(stream);
+    let stream = TcpStream::connect_timeout(&mapped, PATIENCE).expect("connecting");
+    stays_alive(stream);
 
     // A forward of ssh, while a connection is open.
     let local = free_port();
@@ -88,16 +92,7 @@ fn sessions_and_forwards_in_use_keep_it_up_and_idle_connections_do_not() {
         stream = TcpStream::connect(local).ok();
         stream.is_some()
     });
-    let mut stream = stream.expect("a connection");
-    let mut alive = || {
-        stream.write_all(b"x").expect("sending");
-        let mut answer = [0];
-        stream.read_exact(&mut answer).expect("an answer");
-    };
-    alive();
-    sleep(WHILE);
-    alive();
-    drop(stream);
+    stays_alive(stream.expect("a connection"));
     // The ssh connection is still there, and holds no channel open.
     goes_idle(&gateway);
     // What comes over it brings the workspace up again.

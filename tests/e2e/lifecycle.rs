@@ -202,11 +202,7 @@ fn auto_up_is_the_owner_s_choice() {
 fn a_container_that_was_killed_comes_back_at_the_next_connection() {
     let gateway = Gateway::with_workspace();
     gateway.exec("ws", "echo kept >/workspace/file").ok();
-    let container = gateway
-        .resources()
-        .iter()
-        .find_map(|name| name.strip_prefix("container ").map(str::to_owned));
-    let container = container.expect("a container");
+    let container = gateway.container().expect("a container");
     let engine = gateway.engine();
     engine.docker(&["kill", &container]).ok();
     assert_eq!(

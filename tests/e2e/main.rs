@@ -2,10 +2,13 @@
 //! container and the real OpenSSH clients. A module is a topic.
 
 mod bad_input;
+mod clients;
 mod config;
 mod control;
 mod crash;
 mod devcontainer;
+mod editors;
+mod engines;
 mod forward;
 mod hooks;
 mod idle;
@@ -15,6 +18,7 @@ mod login;
 mod lxc;
 mod multiplex;
 mod nodes;
+mod parity;
 mod ports;
 mod qemu;
 mod relay;
@@ -22,5 +26,6 @@ mod scale;
 mod serve;
 mod services;
 mod session;
+mod terminals;
 mod transfer;
 mod users;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use vendetta_tests::{Gateway, TOOLS, eventually};
+use vendetta_tests::{Gateway, TOOLS, eventually, free_port};
 
 /// An API in front of Redis, in Python: /health says whether Redis answers,
 /// everything else counts.
@@ -68,12 +68,6 @@ fn gateway_with_chain() -> Gateway {
     gateway.put("ws", "/workspace/api.py", API);
     gateway.put("ws", "/workspace/nginx.conf", NGINX);
     gateway
-}
-
-/// A port that nothing listens on.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
 }
 
 fn services(gateway: &Gateway) -> serde_json::Value {

@@ -521,6 +521,14 @@ impl Gateway {
         self.engine().labelled(&self.label())
     }
 
+    /// The name of its container; none while there is none.
+    #[must_use]
+    pub fn container(&self) -> Option<String> {
+        self.resources()
+            .iter()
+            .find_map(|name| name.strip_prefix("container ").map(str::to_owned))
+    }
+
     /// Names of the instances and volumes of this gateway at its Incus or LXD.
     #[must_use]
     pub fn lxc_resources(&self) -> Vec<String> {

@@ -26,6 +26,8 @@ pub use process::Process;
 pub use run::{Finished, Run, Running};
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is over in a moment on an idle machine; a
@@ -55,6 +57,19 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("its address").port()
+}
+
+/// The folder of the clients that are libraries (`tests/fixtures/build-clients`).
+///
+/// # Panics
+/// When they cannot be installed.
+#[must_use]
+pub fn clients() -> &'static Path {
+    static CLIENTS: LazyLock<PathBuf> = LazyLock::new(|| {
+        let build = run::fixture("build-clients").limit(Duration::from_secs(600));
+        PathBuf::from(build.ok().text())
+    });
+    &CLIENTS
 }
 
 /// Whether the long forms of the tests are asked for (`VENDETTA_TEST_FULL=1`).

@@ -10,13 +10,16 @@ use russh::server::Handle;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use vendetta_proto::TerminalName;
 
 use crate::config::Settings;
+use crate::forward::agent_socket::AgentSockets;
 use crate::forward::{Listeners, Resolver};
 use crate::ports::Ports;
 use crate::process::Reaper;
 use crate::rpc::Marks;
 use crate::supervisor::Supervisor;
+use crate::terminal::Terminals;
 use crate::users::{User, Users};
 
 /// The agent, shared by all connections.
@@ -38,6 +41,10 @@ pub struct Agent {
     pub ports: Ports,
     /// What the gateway wants remembered.
     pub marks: Marks,
+    /// Terminals that outlive their clients.
+    pub terminals: Terminals,
+    /// Where users reach the ssh-agents of their clients.
+    pub agent_sockets: AgentSockets,
     /// Resolves names that clients dial.
     pub resolver: Resolver,
     /// Tasks of session channels, to which a stop gives time.
@@ -59,6 +66,17 @@ impl Agent {
         } else {
             self.users.by_name(login).filter(may_be)
         }
+    }
+
+    /// The user and the terminal that a login name `[USER][+TERMINAL]` means.
+    pub fn login(&self, login: &str) -> Option<(User, Option<TerminalName>)> {
+        if let Some((name, terminal)) = login.rsplit_once('+')
+            && let Ok(terminal) = terminal.parse()
+            && self.users.by_name(login).is_none()
+        {
+            return Some((self.user(name)?, Some(terminal)));
+        }
+        Some((self.user(login)?, None))
     }
 
     /// The user that a specification (name or id, with or without a group)
@@ -88,6 +106,8 @@ pub struct Connection {
     pub agent: Arc<Agent>,
     /// Whom it logged in as.
     pub user: User,
+    /// The terminal that its shells on terminals are.
+    pub terminal: Option<TerminalName>,
     /// It is the gateway's, which may manage services.
     pub by_gateway: bool,
     /// For what has no method on a channel.
@@ -105,7 +125,7 @@ impl Connection {
     /// A connection that has just logged in.
     pub fn new(
         agent: Arc<Agent>,
-        user: User,
+        (user, terminal): (User, Option<TerminalName>),
         by_gateway: bool,
         handle: Handle,
         gone: CancellationToken,
@@ -113,6 +133,7 @@ impl Connection {
         Self {
             agent,
             user,
+            terminal,
             by_gateway,
             handle,
             gone,

@@ -12,6 +12,7 @@ use russh::server::{
 };
 use russh::{Channel, ChannelId, Sig};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use vendetta_proto::TerminalName;
 
 use crate::connection::{Agent, Connection};
 use crate::forward::{self, Target};
@@ -25,7 +26,7 @@ pub struct ConnectionHandler {
     gone: CancellationToken,
     /// Cancels `gone` when russh drops the handler, which it does when the connection ends.
     _ends: DropGuard,
-    user: Option<User>,
+    login: Option<(User, Option<TerminalName>)>,
     by_gateway: bool,
     connection: Option<Arc<Connection>>,
     sessions: HashMap<ChannelId, Control>,
@@ -40,7 +41,7 @@ impl ConnectionHandler {
             authenticated,
             _ends: gone.clone().drop_guard(),
             gone,
-            user: None,
+            login: None,
             by_gateway: false,
             connection: None,
             sessions: HashMap::new(),
@@ -84,14 +85,14 @@ impl Handler for ConnectionHandler {
             return Ok(Auth::reject());
         }
         self.by_gateway = self.is_gateway(key.public_key.key_data());
-        self.user = self.agent.user(user);
-        if self.user.is_none() {
+        self.login = self.agent.login(user);
+        if self.login.is_none() {
             tracing::warn!(
                 user,
                 "login refused: no such user here, or not one this agent can be"
             );
         }
-        Ok(if self.user.is_some() {
+        Ok(if self.login.is_some() {
             Auth::Accept
         } else {
             Auth::reject()
@@ -100,11 +101,11 @@ impl Handler for ConnectionHandler {
 
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
         self.authenticated.cancel();
-        if let Some(user) = self.user.take() {
+        if let Some(login) = self.login.take() {
             let (agent, gone) = (Arc::clone(&self.agent), self.gone.clone());
             self.connection = Some(Arc::new(Connection::new(
                 agent,
-                user,
+                login,
                 self.by_gateway,
                 session.handle(),
                 gone,

@@ -12,6 +12,7 @@
 //! | `connection` | what the channels of one connection share |
 //! | `handler` | russh's callbacks, without policy |
 //! | `session` | a session channel: requests, then one process |
+//! | `terminal` | terminals that outlive their clients |
 //! | `forward` | dialling, listening and splicing |
 //! | `supervisor` | the services: started, watched and stopped in order |
 //! | `logs` | what services write, kept and read |
@@ -37,4 +38,5 @@ pub mod server;
 mod session;
 pub mod sftp;
 mod supervisor;
+mod terminal;
 pub mod users;

@@ -13,7 +13,7 @@ use vendetta_proto::agent::LISTEN_TCP;
 use vendetta_sshio::local_stream::LocalStream;
 
 /// Where to listen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Listen {
     /// At a unix socket.
     Unix(PathBuf),

@@ -29,12 +29,14 @@ use vendetta_sshio::workers::Workers;
 use crate::config::Settings;
 use crate::connection::Agent;
 use crate::forward::Resolver;
+use crate::forward::agent_socket::AgentSockets;
 use crate::handler::ConnectionHandler;
 use crate::listen::{Listen, Listener, Stream};
 use crate::ports::Ports;
 use crate::process::{Reaper, Table, descendants};
 use crate::rpc::Marks;
 use crate::supervisor;
+use crate::terminal::Terminals;
 use crate::users::Users;
 
 /// How long a connection may take to log in.
@@ -115,6 +117,8 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         services,
         ports: Ports::default(),
         marks: Marks::default(),
+        terminals: Terminals::default(),
+        agent_sockets: AgentSockets::default(),
         settings,
         users: Users::system(),
         reaper: Reaper::default(),

@@ -3,11 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::ServiceName;
 use crate::spec::Service;
-
-/// How alike (Jaro-Winkler, 0 to 1) a name must be to be what was meant.
-const ALIKE: f64 = 0.8;
+use crate::{ServiceName, nearest};
 
 /// Why services cannot be put in an order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,20 +63,6 @@ impl fmt::Display for CyclePath {
 
 fn hint(nearest: Option<&ServiceName>) -> String {
     nearest.map_or_else(String::new, |name| format!("; did you mean {name}?"))
-}
-
-/// The service whose name is most like `name`, if any is like it.
-#[must_use]
-pub fn nearest<'a>(
-    name: &str,
-    services: impl IntoIterator<Item = &'a ServiceName>,
-) -> Option<&'a ServiceName> {
-    services
-        .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate.as_str()), candidate))
-        .filter(|(likeness, _)| *likeness >= ALIKE)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, candidate)| candidate)
 }
 
 /// The services in groups: each depends only on those in groups before its

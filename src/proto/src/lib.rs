@@ -8,10 +8,12 @@ pub mod graph;
 pub mod health;
 pub mod hook;
 pub mod name;
+mod nearest;
 pub mod rpc;
 #[cfg(feature = "schema")]
 mod schema;
 pub mod spec;
 pub mod value;
 
-pub use name::{InvalidName, NodeName, ServiceName, UserName, WorkspaceName};
+pub use name::{InvalidName, NodeName, ServiceName, TerminalName, UserName, WorkspaceName};
+pub use nearest::nearest;

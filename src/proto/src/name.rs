@@ -122,6 +122,11 @@ name!(
     "Name of a service, unique in its workspace."
 );
 name!(
+    TerminalName,
+    "terminal",
+    "Name of a terminal that outlives its clients, unique for a user of an environment."
+);
+name!(
     UserName,
     "user",
     "Name of a user of the gateway; shares one name space with workspaces."

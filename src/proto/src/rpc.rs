@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ServiceName;
+use crate::{ServiceName, TerminalName};
 
 /// Name of the SSH subsystem (RFC 4254 section 6.5).
 pub const SUBSYSTEM: &str = "agent@vendetta";
@@ -74,6 +74,15 @@ pub enum Request {
         /// The word.
         mark: String,
     },
+    /// Terminals that outlive their clients: [`Answer::Terminals`].
+    Terminals,
+    /// Ends the programs of terminals (SIGHUP, after a grace SIGKILL): [`Answer::Done`].
+    EndTerminal {
+        /// Their name.
+        name: TerminalName,
+        /// Only this user's.
+        user: Option<String>,
+    },
     /// Whether a word was remembered: [`Answer::Marked`].
     IsMarked {
         /// The word.
@@ -97,6 +106,11 @@ pub enum Answer {
         /// By port.
         ports: Vec<ListeningPort>,
     },
+    /// All terminals, by user and name.
+    Terminals {
+        /// How each is.
+        terminals: Vec<TerminalStatus>,
+    },
     /// Whether a word was remembered before.
     Marked {
         /// It was.
@@ -111,6 +125,19 @@ pub enum Answer {
         /// Whether the request names what is not there.
         not_found: bool,
     },
+}
+
+/// A terminal that outlives its clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalStatus {
+    /// Its name.
+    pub name: TerminalName,
+    /// Whose it is, of the environment's users.
+    pub user: String,
+    /// When it was started.
+    pub since: Millis,
+    /// How many clients show it.
+    pub attached: u32,
 }
 
 /// What a service is doing.

@@ -26,7 +26,7 @@ const PORT_ATTEMPTS: usize = 8;
 /// How long a bind address may take to resolve, while the connection waits.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept (out of descriptors).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// First port everybody may bind, where the kernel does not say (ip(7)).
 const FIRST_UNPRIVILEGED_PORT: u32 = 1024;
 

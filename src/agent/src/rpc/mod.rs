@@ -17,9 +17,9 @@ use russh::server::Msg;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use vendetta_proto::graph::nearest;
+use vendetta_proto::nearest;
 use vendetta_proto::rpc::{Answer, Millis, Request, Settled};
-use vendetta_proto::{ServiceName, rpc};
+use vendetta_proto::{ServiceName, TerminalName, rpc};
 
 use crate::connection::{Agent, Connection};
 use crate::logs::{Log, Reader};
@@ -55,6 +55,9 @@ enum Refusal {
     /// A word is too long, or there are too many.
     #[error("a mark has at most {LONGEST_MARK} bytes, and there are at most {MOST_MARKS}")]
     Mark,
+    /// There is no such terminal.
+    #[error("there is no terminal {0}")]
+    NoTerminal(TerminalName),
     /// The client is gone.
     #[error("the channel is closed")]
     Gone,
@@ -96,7 +99,7 @@ pub async fn serve(
             Err(refusal) => {
                 let error = Answer::Error {
                     problem: refusal.to_string(),
-                    not_found: matches!(refusal, Refusal::Unknown { .. }),
+                    not_found: matches!(refusal, Refusal::Unknown { .. } | Refusal::NoTerminal(_)),
                 };
                 answers.send(&error).await
             }
@@ -140,6 +143,17 @@ async fn answer(
         Request::Mark { mark } => {
             let before = agent.marks.add(mark)?;
             answers.send(&Answer::Marked { before }).await
+        }
+        Request::Terminals => {
+            let terminals = agent.terminals.list();
+            answers.send(&Answer::Terminals { terminals }).await
+        }
+        Request::EndTerminal { name, user } => {
+            if agent.terminals.end(&name, user.as_deref()) {
+                answers.send(&Answer::Done).await
+            } else {
+                Err(Refusal::NoTerminal(name))
+            }
         }
         Request::IsMarked { mark } => {
             let before = agent.marks.has(&mark);

@@ -18,9 +18,10 @@ mod setup;
 mod sftp;
 mod signals;
 mod streams;
+mod terminal;
 
 pub use control::{Control, control};
-pub use pty::Size;
+pub use pty::{Master, Size};
 
 use std::sync::Arc;
 
@@ -42,6 +43,12 @@ pub async fn serve(connection: Arc<Connection>, channel: Channel<Msg>, events: E
                 if !setup.input_ended && sftp::serves(&connection) =>
             {
                 sftp::run(&connection, reader, &writer, events).await;
+            }
+            Requested::Process(Program::Shell)
+                if let Some(name) = connection.terminal.as_ref()
+                    && setup.terminal.is_some() =>
+            {
+                terminal::run(&connection, reader, &writer, events, setup, name).await;
             }
             Requested::Process(program) => {
                 run::run(&connection, reader, &writer, events, setup, program).await;

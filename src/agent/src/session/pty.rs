@@ -51,6 +51,8 @@ pub struct Opened {
     pub slave: OwnedFd,
     /// Path of the slave, for SSH_TTY.
     pub path: PathBuf,
+    /// The client's size.
+    pub size: Size,
 }
 
 /// Opens a pseudo-terminal that belongs to `user`, with the client's modes and size.
@@ -90,6 +92,7 @@ pub fn open(
         master,
         slave,
         path,
+        size,
     })
 }
 
@@ -135,20 +138,30 @@ impl Master {
         }
     }
 
+    /// Writes some of `data`, and says how much.
+    ///
+    /// # Errors
+    /// Those of write(2).
+    pub async fn write(&self, data: &[u8]) -> io::Result<usize> {
+        loop {
+            let mut ready = self.0.writable().await?;
+            match ready.try_io(|fd| nix::unistd::write(fd.get_ref(), data).map_err(io::Error::from))
+            {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(result) => return result,
+                Err(_would_block) => {}
+            }
+        }
+    }
+
     /// Writes all of `data`.
     ///
     /// # Errors
     /// Those of write(2).
     pub async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
-            let mut ready = self.0.writable().await?;
-            match ready.try_io(|fd| nix::unistd::write(fd.get_ref(), data).map_err(io::Error::from))
-            {
-                Ok(Ok(written)) => data = data.get(written..).unwrap_or_default(),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_would_block) => {}
-            }
+            let written = self.write(data).await?;
+            data = data.get(written..).unwrap_or_default();
         }
         Ok(())
     }

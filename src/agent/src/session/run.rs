@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use super::control::Events;
 use super::program;
 use super::pty::{Master, Opened};
-use super::setup::{Program, Setup, reply};
+use super::setup::{Program, Setup, refuse_late, reply};
 use super::signals;
 use super::streams::{self, Input, STDERR, Stream};
 use crate::connection::Connection;
@@ -43,7 +43,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_millis(200);
 const EXIT_NOT_FOUND: u32 = 127;
 
 /// Our ends of a process's streams.
-enum Streams {
+pub(super) enum Streams {
     Pipes {
         stdin: pipe::Sender,
         stdout: pipe::Receiver,
@@ -73,10 +73,7 @@ pub async fn run(
     let (child, streams) = match start(connection, &mut setup, program) {
         Ok(started) => started,
         Err(problem) => {
-            let text = format!("vendetta: {problem}\n");
-            let _ = writer.extended_data_bytes(STDERR, text.into_bytes()).await;
-            let _ = writer.exit_status(EXIT_NOT_FOUND).await;
-            let _ = writer.eof().await;
+            refuse(writer, &problem).await;
             return;
         }
     };
@@ -95,7 +92,16 @@ pub async fn run(
     }
 }
 
-fn start(
+/// Says why nothing runs, as a shell would that cannot run a command.
+pub(super) async fn refuse(writer: &ChannelWriteHalf<Msg>, problem: &str) {
+    let text = format!("vendetta: {problem}\n");
+    let _ = writer.extended_data_bytes(STDERR, text.into_bytes()).await;
+    let _ = writer.exit_status(EXIT_NOT_FOUND).await;
+    let _ = writer.eof().await;
+}
+
+/// Starts what the client asked for, on pipes or on its terminal.
+pub(super) fn start(
     connection: &Connection,
     setup: &mut Setup,
     program: Program,
@@ -122,9 +128,13 @@ fn start(
                 master,
                 slave,
                 path,
+                ..
             },
         )) => {
-            session.push(("TERM", term.into()));
+            // A client that has none sends an empty one.
+            if !term.is_empty() {
+                session.push(("TERM", term.into()));
+            }
             session.push(("SSH_TTY", path.into()));
             Ok((Stdio::Terminal(slave), Streams::Terminal(master)))
         }
@@ -325,20 +335,11 @@ async fn feed(
             }
             ChannelMsg::OtherRequest {
                 name, want_reply, ..
-            } => {
-                let accepted = name == "break" && input.send_break();
-                reply(connection, writer.id(), want_reply, accepted).await;
+            } if name == "break" => {
+                reply(connection, writer.id(), want_reply, input.send_break()).await;
             }
             ChannelMsg::Eof | ChannelMsg::Close => input.end(),
-            ChannelMsg::RequestPty { want_reply, .. }
-            | ChannelMsg::RequestShell { want_reply }
-            | ChannelMsg::Exec { want_reply, .. }
-            | ChannelMsg::RequestSubsystem { want_reply, .. }
-            | ChannelMsg::RequestX11 { want_reply, .. }
-            | ChannelMsg::SetEnv { want_reply, .. } => {
-                reply(connection, writer.id(), want_reply, false).await
-            }
-            _ => {}
+            message => refuse_late(connection, writer.id(), &message).await,
         }
     }
     input.end();
@@ -346,7 +347,11 @@ async fn feed(
 }
 
 /// Tells the client how the process ended (RFC 4254 section 6.10).
-async fn report(connection: &Connection, writer: &ChannelWriteHalf<Msg>, status: ExitStatus) {
+pub(super) async fn report(
+    connection: &Connection,
+    writer: &ChannelWriteHalf<Msg>,
+    status: ExitStatus,
+) {
     match (status.code(), status.signal()) {
         (Some(code), _) => {
             let _ = writer.exit_status(code.cast_unsigned()).await;

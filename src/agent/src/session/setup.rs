@@ -159,6 +159,20 @@ pub async fn receive(
     }
 }
 
+/// Refuses a request that comes when the program runs already.
+pub async fn refuse_late(connection: &Connection, id: ChannelId, message: &ChannelMsg) {
+    if let ChannelMsg::RequestPty { want_reply, .. }
+    | ChannelMsg::RequestShell { want_reply }
+    | ChannelMsg::Exec { want_reply, .. }
+    | ChannelMsg::RequestSubsystem { want_reply, .. }
+    | ChannelMsg::RequestX11 { want_reply, .. }
+    | ChannelMsg::SetEnv { want_reply, .. }
+    | ChannelMsg::OtherRequest { want_reply, .. } = message
+    {
+        reply(connection, id, *want_reply, false).await;
+    }
+}
+
 /// Answers a request if the client wants an answer.
 pub async fn reply(connection: &Connection, id: ChannelId, want_reply: bool, accepted: bool) {
     let _ = match (want_reply, accepted) {

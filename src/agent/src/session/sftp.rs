@@ -6,7 +6,7 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 
 use super::control::Events;
 use super::program::directories;
-use super::setup::reply;
+use super::setup::refuse_late;
 use crate::connection::Connection;
 use crate::sftp::{ChannelServer, is_local};
 
@@ -55,16 +55,7 @@ async fn serve(
             match message {
                 ChannelMsg::Data { data } => server.push(&data),
                 ChannelMsg::Eof | ChannelMsg::Close => ended = true,
-                ChannelMsg::RequestPty { want_reply, .. }
-                | ChannelMsg::RequestShell { want_reply }
-                | ChannelMsg::Exec { want_reply, .. }
-                | ChannelMsg::RequestSubsystem { want_reply, .. }
-                | ChannelMsg::RequestX11 { want_reply, .. }
-                | ChannelMsg::SetEnv { want_reply, .. }
-                | ChannelMsg::OtherRequest { want_reply, .. } => {
-                    reply(connection, writer.id(), want_reply, false).await;
-                }
-                _ => {}
+                message => refuse_late(connection, writer.id(), &message).await,
             }
             next = if ended {
                 None

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
 
-use super::server::{Server, SftpError, WRITE_SIZE, split_packet};
+use super::server::{Server, SftpError, Stopped};
 use super::wire::{Fields, kind};
 
 /// File data up to here is read and written at once.
@@ -114,8 +114,8 @@ impl ChannelServer {
             let Some(server) = &mut self.server else {
                 return Err(SftpError::Protocol("the server was lost"));
             };
-            let quick = Self::quick(server, &mut self.arrived)?;
-            if quick || !server.answers.bytes().is_empty() {
+            let stopped = Self::work(server, &mut self.arrived, is_quick)?;
+            if stopped == Stopped::Empty || !server.answers.bytes().is_empty() {
                 return Ok(server.answers.take().into());
             }
             let Some(mut lent) = self.server.take() else {
@@ -124,7 +124,7 @@ impl ChannelServer {
             // With all that has arrived, so that bulk data is not handed over piece by piece.
             let mut arrived = self.arrived.split();
             let work = move || {
-                let worked = Self::slow(&mut lent, &mut arrived);
+                let worked = Self::work(&mut lent, &mut arrived, |_| true);
                 (lent, arrived, worked)
             };
             let Ok((server, rest, worked)) = tokio::task::spawn_blocking(work).await else {
@@ -136,32 +136,14 @@ impl ChannelServer {
         }
     }
 
-    /// Answers what is answered at once; whether nothing else is left.
-    fn quick(server: &mut Server, arrived: &mut BytesMut) -> Result<bool, SftpError> {
-        Self::work(server, arrived, is_quick)
-    }
-
-    fn slow(server: &mut Server, arrived: &mut BytesMut) -> Result<bool, SftpError> {
-        Self::work(server, arrived, |_| true)
-    }
-
     fn work(
         server: &mut Server,
         arrived: &mut BytesMut,
         wanted: impl Fn(&[u8]) -> bool,
-    ) -> Result<bool, SftpError> {
-        while server.answers.bytes().len() < WRITE_SIZE {
-            let Some((packet, after)) = split_packet(arrived)? else {
-                return Ok(true);
-            };
-            if !wanted(packet) {
-                return Ok(false);
-            }
-            let used = arrived.len() - after.len();
-            server.handle(packet)?;
-            let _ = arrived.split_to(used);
-        }
-        Ok(true)
+    ) -> Result<Stopped, SftpError> {
+        let (used, stopped) = server.work(arrived, wanted)?;
+        let _ = arrived.split_to(used);
+        Ok(stopped)
     }
 }
 
@@ -189,6 +171,7 @@ fn is_quick(packet: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sftp::server::split_packet;
 
     #[test]
     fn one_file_system_elsewhere_is_enough() {

@@ -16,7 +16,7 @@ const VERSION: u32 = 3;
 const READ_SIZE: usize = 256 * 1024;
 /// Answers are written when this many bytes have gathered, or when nothing
 /// more is there to be answered.
-pub(super) const WRITE_SIZE: usize = 256 * 1024;
+const WRITE_SIZE: usize = 256 * 1024;
 
 /// Why the server ended before its client did.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,17 @@ pub struct Server {
     pub answers: Answers,
 }
 
+/// Why no further packet was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stopped {
+    /// No other packet is all there.
+    Empty,
+    /// The answers are as many as make one write.
+    Full,
+    /// The next packet is not one of those wanted.
+    Unwanted,
+}
+
 /// Serves a client until it closes its end.
 ///
 /// # Errors
@@ -60,18 +71,15 @@ pub fn serve(mut input: impl Read, mut output: impl Write) -> Result<(), SftpErr
     let mut buffer = vec![0; MAX_PACKET + READ_SIZE];
     let (mut start, mut end) = (0, 0);
     loop {
-        let arrived = buffer.get(start..end).unwrap_or_default();
-        let mut rest = arrived;
-        while let Some((packet, after)) = split_packet(rest)? {
-            server.handle(packet)?;
-            rest = after;
-            if server.answers.bytes().len() >= WRITE_SIZE {
-                flush(&mut server.answers, &mut output)?;
+        loop {
+            let arrived = buffer.get(start..end).unwrap_or_default();
+            let (used, stopped) = server.work(arrived, |_| true)?;
+            start += used;
+            flush(&mut server.answers, &mut output)?;
+            if stopped == Stopped::Empty {
+                break;
             }
         }
-        flush(&mut server.answers, &mut output)?;
-        start += arrived.len() - rest.len();
-
         if start == end || buffer.len() - end < READ_SIZE {
             buffer.copy_within(start..end, 0);
             (start, end) = (0, end - start);
@@ -142,13 +150,37 @@ impl Server {
         }
     }
 
+    /// Answers packets of `arrived` as long as they are `wanted` and the
+    /// answers make one write; returns how many bytes it has used, and why it stopped.
+    pub(super) fn work(
+        &mut self,
+        arrived: &[u8],
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<(usize, Stopped), SftpError> {
+        let mut rest = arrived;
+        let stopped = loop {
+            if self.answers.bytes().len() >= WRITE_SIZE {
+                break Stopped::Full;
+            }
+            let Some((packet, after)) = split_packet(rest)? else {
+                break Stopped::Empty;
+            };
+            if !wanted(packet) {
+                break Stopped::Unwanted;
+            }
+            self.handle(packet)?;
+            rest = after;
+        };
+        Ok((arrived.len() - rest.len(), stopped))
+    }
+
     /// The path that is the next field.
     pub(super) fn path(&self, fields: &mut Fields<'_>) -> Result<PathBuf, Truncated> {
         Ok(self.directory.join(fields.path()?))
     }
 
     /// Answers one packet.
-    pub(super) fn handle(&mut self, packet: &[u8]) -> Result<(), SftpError> {
+    fn handle(&mut self, packet: &[u8]) -> Result<(), SftpError> {
         let mut fields = Fields(packet);
         let head = |_: Truncated| SftpError::Protocol("a packet has no type or number");
         let kind = fields.u8().map_err(head)?;

@@ -82,14 +82,24 @@ impl AgentClient {
         }
     }
 
+    async fn in_time<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, AgentError> {
+        let timed_out = |_| AgentError::TimedOut {
+            workspace: self.workspace.clone(),
+            limit,
+        };
+        tokio::time::timeout(limit, work).await.map_err(timed_out)?
+    }
+
     async fn session(&self) -> Result<Channel<client::Msg>, AgentError> {
-        match tokio::time::timeout(ANSWER_TIMEOUT, self.handle.channel_open_session()).await {
-            Ok(opened) => opened.map_err(|source| self.failed(source)),
-            Err(_) => Err(AgentError::TimedOut {
-                workspace: self.workspace.clone(),
-                limit: ANSWER_TIMEOUT,
-            }),
-        }
+        let opening = async {
+            let opened = self.handle.channel_open_session().await;
+            opened.map_err(|source| self.failed(source))
+        };
+        self.in_time(ANSWER_TIMEOUT, opening).await
     }
 
     /// Asks for something; the answers come as the agent has them.
@@ -119,16 +129,11 @@ impl AgentClient {
     /// # Errors
     /// When the agent cannot be asked, says nothing in time, or refuses.
     pub async fn ask_one(self: &Arc<Self>, request: &Request) -> Result<Answer, AgentError> {
-        let answer = async { self.ask(request).await?.next().await };
-        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(Ok(Some(answer))) => Ok(answer),
-            Ok(Ok(None)) => Err(self.garbled("it ended without an answer")),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(AgentError::TimedOut {
-                workspace: self.workspace.clone(),
-                limit: ANSWER_TIMEOUT,
-            }),
-        }
+        let answer = async {
+            let answer = self.ask(request).await?.next().await?;
+            answer.ok_or_else(|| self.garbled("it ended without an answer"))
+        };
+        self.in_time(ANSWER_TIMEOUT, answer).await
     }
 
     /// Whether the connection is lost.
@@ -149,16 +154,14 @@ impl AgentClient {
         peer: SocketAddr,
     ) -> Result<Dialled, AgentError> {
         let (from, from_port) = (peer.ip().to_string(), peer.port());
-        let opening =
-            self.handle
-                .channel_open_direct_tcpip(host, port.into(), from, from_port.into());
-        match tokio::time::timeout(DIAL_TIMEOUT, opening).await {
-            Ok(opened) => opened.map_err(|source| self.failed(source)),
-            Err(_) => Err(AgentError::TimedOut {
-                workspace: self.workspace.clone(),
-                limit: ANSWER_TIMEOUT,
-            }),
-        }
+        let opening = async {
+            let opened = self
+                .handle
+                .channel_open_direct_tcpip(host, port.into(), from, from_port.into())
+                .await;
+            opened.map_err(|source| self.failed(source))
+        };
+        self.in_time(DIAL_TIMEOUT, opening).await
     }
 
     /// Runs a command line in the environment, with the shell, directory and

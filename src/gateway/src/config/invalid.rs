@@ -5,6 +5,7 @@ use std::ops::Range;
 use miette::{
     Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode,
 };
+use vendetta_proto::nearest;
 
 /// A file that cannot be used: what is wrong with it, where, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -125,17 +126,6 @@ fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
         .map_or(0, |line| line.chars().count())
         + 1;
     (line, column)
-}
-
-/// The candidate that `word` was probably meant to be, if one is near enough
-/// for a typing error.
-pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.chars().count() / 3).max(1))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
 }
 
 /// "did you mean …" for an unknown key or value, with all that would be valid

@@ -21,6 +21,6 @@ mod tests;
 pub use gateway::{
     Config, Docker, Limits, Local, Log, LogFormat, LogLevel, MachineNetwork, Ssh, Users,
 };
-pub use invalid::{Invalid, nearest};
+pub use invalid::Invalid;
 pub use local::LocalProject;
 pub use source::{NotHonoured, Project};

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use serde_json::json;
 
 use super::command::{Done, Session};
@@ -93,8 +92,7 @@ async fn started(
     if workspaces.service_names(workspace)?.is_empty() {
         return Ok(format!("Environment started. Connect with: {connect}\n"));
     }
-    let mut states = workspaces.services(workspace, false).await?;
-    let services = states.next().await.transpose()?.unwrap_or_default();
+    let services = workspaces.services(workspace).await?;
     let table = service::listed(session, workspace, &services);
     let name = &workspace.name;
     // One that was stopped or has failed since is left to its owner.

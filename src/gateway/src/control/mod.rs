@@ -7,6 +7,7 @@ mod complete;
 pub mod config;
 pub mod create;
 mod dialog;
+mod doctor;
 mod editor;
 mod events;
 mod failure;
@@ -23,6 +24,7 @@ mod redraw;
 pub mod service;
 mod status;
 mod terminal;
+mod terminals;
 mod text;
 pub mod user;
 mod words;
@@ -192,19 +194,19 @@ impl Control {
 
     /// The command that opens a shell in a workspace, for people to copy.
     fn connect_command(&self, workspace: &WorkspaceName) -> String {
-        format!("ssh {}", self.destination(workspace))
+        format!("ssh {}", self.destination(workspace.as_str()))
     }
 
     /// The command that brings a port of a workspace to the user's machine.
     /// `host` is its service, or an address as the environment knows it.
     fn forward_command(&self, workspace: &WorkspaceName, host: &str, port: u16) -> String {
         let local = local_port(port);
-        let to = self.destination(workspace);
+        let to = self.destination(workspace.as_str());
         format!("ssh -N -L {local}:{host}:{port} {to}")
     }
 
-    /// The words by which ssh reaches a workspace.
-    fn destination(&self, workspace: &WorkspaceName) -> String {
+    /// The words by which ssh reaches a workspace, as WORKSPACE or WORKSPACE+ENVUSER.
+    fn destination(&self, workspace: &str) -> String {
         match self.config.address(self.bound) {
             (host, 22) => format!("{workspace}@{host}"),
             (host, port) => format!("{workspace}@{host} -p {port}"),

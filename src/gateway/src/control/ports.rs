@@ -18,11 +18,8 @@ use super::text::table;
 use super::workspace::find;
 use crate::access::{Action, Authorized};
 use crate::workspace::{
-    ErrorKind, ListeningStream, PortState, PortStatus, WorkspaceError, WorkspaceRef, Workspaces,
+    ErrorKind, ListeningStream, PortState, PortStatus, WorkspaceRef, Workspaces,
 };
-
-/// How long an agent may take to say what listens.
-const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 
 /// Time between two tries to follow what listens.
 const RETRY: Duration = Duration::from_secs(2);
@@ -55,8 +52,10 @@ pub(super) async fn ports(
     let workspaces = session.control.workspaces.clone();
     let mapped = workspaces.ports(&workspace)?;
     if !follow {
-        let listening = match now(&workspaces, &workspace).await {
-            Ok(listening) => listening,
+        let listening = match workspaces.listening(&workspace).await {
+            Ok(listening) => Some(listening),
+            // It does not run.
+            Err(error) if error.kind == ErrorKind::Conflict => None,
             Err(error) => {
                 let text = format!("What listens inside cannot be told: {}\n", error.problem);
                 session.note(&text).await?;
@@ -79,23 +78,6 @@ pub(super) async fn ports(
         page(session, &workspace.name, &mapped.borrow(), &listening)
     })
     .await
-}
-
-/// What listens inside at the moment.
-async fn now(
-    workspaces: &Workspaces,
-    workspace: &Authorized<WorkspaceRef>,
-) -> Result<Listening, WorkspaceError> {
-    let mut stream = match workspaces.listening(workspace, false).await {
-        Ok(stream) => stream,
-        // It does not run.
-        Err(error) if error.kind == ErrorKind::Conflict => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    match tokio::time::timeout(ANSWER_LIMIT, stream.next()).await {
-        Ok(first) => first.transpose(),
-        Err(_) => Ok(None),
-    }
 }
 
 /// Waits for changes of what is shown.
@@ -140,7 +122,7 @@ fn follow_listening(
                 // It was destroyed.
                 std::future::pending::<()>().await;
             }
-            match workspaces.listening(&workspace, true).await {
+            match workspaces.follow_listening(&workspace).await {
                 Ok(stream) => open = Some(stream),
                 Err(_) => tokio::time::sleep(RETRY).await,
             }

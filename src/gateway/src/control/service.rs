@@ -7,9 +7,9 @@ use clap::Args;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use serde_json::json;
-use vendetta_proto::ServiceName;
 use vendetta_proto::rpc::{LogLine, ServiceState, ServiceStatus, Stream};
 use vendetta_proto::value::Span;
+use vendetta_proto::{ServiceName, nearest};
 
 use super::command::{Done, Session};
 use super::failure::Failure;
@@ -17,7 +17,6 @@ use super::progress::watch;
 use super::text::{ago, printable, table};
 use super::workspace::{Target, find};
 use crate::access::{Action, Authorized};
-use crate::config::nearest;
 use crate::workspace::{
     ErrorKind, LogOptions, PortKey, PortState, PortStatus, ServiceLogOptions, ServiceRequest,
     WorkspaceError, WorkspaceRef, described,
@@ -89,7 +88,7 @@ fn named(
             format!("workspace {}", workspace.name),
             format!("it has no service {service}"),
         );
-        let near = nearest(service.as_str(), known.iter().map(ServiceName::as_str));
+        let near = nearest(service.as_str(), &known);
         return Err(failure.remedy(match near {
             Some(near) => format!("did you mean {near}?"),
             None => format!("ssh vendetta workspace services {}", workspace.name),
@@ -121,7 +120,12 @@ pub(super) async fn list(
         };
     }
     let workspaces = &session.control.workspaces;
-    let mut states = workspaces.services(&workspace, follow).await?;
+    if !follow {
+        let services = workspaces.services(&workspace).await?;
+        let text = listed(session, &workspace, &services);
+        return session.list(&text, "services", &services).await;
+    }
+    let mut states = workspaces.follow_services(&workspace).await?;
     loop {
         let services = tokio::select! {
             services = states.next() => services,
@@ -197,8 +201,7 @@ pub(super) async fn change(
         &format!("ssh vendetta workspace services {name}"),
     )
     .await?;
-    let mut states = workspaces.services(&workspace, false).await?;
-    let mut services = states.next().await.transpose()?.unwrap_or_default();
+    let mut services = workspaces.services(&workspace).await?;
     services.retain(|service| names.is_empty() || names.contains(&service.name));
     let text = if session.json {
         super::progress::result_line("services", &services)

@@ -6,13 +6,14 @@ use serde_json::json;
 
 use super::command::{Done, Session};
 use super::create::Create;
+use super::doctor::Doctor;
 use super::failure::Failure;
 use super::lifecycle::{self, Change};
 use super::ports;
 use super::service::{self, Logs, Services};
+use super::terminals::Terminals;
 use super::text::{ago, printable, table};
 use crate::access::{Action, Authorized};
-use crate::config::nearest;
 use crate::inventory::NodeState;
 use crate::workspace::{Desired, Phase, ServiceRequest, WorkspaceRef, WorkspaceStatus};
 
@@ -173,6 +174,22 @@ pub enum WorkspaceCommand {
     )]
     Restart(Services),
 
+    /// List the terminals that are kept in a workspace when their clients leave, or end one
+    #[command(
+        long_about = "List the terminals that are kept in a workspace when their clients leave, or end one.\n\n\
+            \"ssh -t WORKSPACE++NAME@vendetta\" starts the terminal NAME, or shows it again as it\n\
+            is: its program goes on when the link drops, the laptop closes or the gateway starts\n\
+            again. As another user of the environment: WORKSPACE+USER+NAME. It ends with its shell.",
+        after_help = "Examples:\n  ssh -t my-project++main@vendetta\n  ssh vendetta workspace terminals my-project\n  ssh vendetta workspace terminals my-project --end main"
+    )]
+    Terminals(Terminals),
+
+    /// Tell whether editors can work in a workspace, and what to install
+    #[command(
+        after_help = "Examples:\n  ssh vendetta workspace doctor my-project\n  ssh vendetta workspace doctor my-project --for vscode"
+    )]
+    Doctor(Doctor),
+
     /// Make a workspace's environment anew; /workspace stays
     #[command(after_help = "Examples:\n  ssh vendetta workspace rebuild my-project")]
     Rebuild(Target),
@@ -221,6 +238,8 @@ impl WorkspaceCommand {
             Self::Ports { target, follow } => {
                 ports::ports(session, &target.workspace, follow).await
             }
+            Self::Terminals(terminals) => terminals.run(session).await,
+            Self::Doctor(doctor) => doctor.run(session).await,
             Self::List => list(session).await,
             Self::Status(target) => status(session, &target.workspace).await,
             Self::Logs(logs) => service::logs(session, logs).await,
@@ -248,8 +267,8 @@ pub(super) fn find(
     let principal = &session.caller.principal;
     workspaces.find(principal, action, name).map_err(|error| {
         let names = workspaces.names(principal);
-        match nearest(name, names.iter().map(|name| name.as_str())) {
-            Some(near) if near != name => {
+        match vendetta_proto::nearest(name, &names) {
+            Some(near) if near.as_str() != name => {
                 Failure::from(error).remedy(format!("did you mean {near}?"))
             }
             _ => Failure::from(error),

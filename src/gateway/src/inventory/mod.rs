@@ -136,8 +136,7 @@ impl Inventory {
                 self.read(|nodes| nodes.keys().map(NodeName::to_string).collect());
             InventoryError::NoNode {
                 name: name.to_owned(),
-                meant: crate::config::nearest(name, names.iter().map(String::as_str))
-                    .map(str::to_owned),
+                meant: vendetta_proto::nearest(name, &names).cloned(),
             }
         })
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | a workspace that the key may use | that workspace |
 //! | `WORKSPACE+ENVUSER` | that workspace, as a user of its environment |
+//! | `WORKSPACE+[ENVUSER]+TERMINAL` | the same; its agent knows what a terminal is |
 //! | a registered user, or `vendetta` | the control plane |
 //! | anything else | a control command when the exec line begins with one, else "no workspace" |
 
@@ -62,17 +63,6 @@ pub fn route(
     }
 }
 
-/// The name among `candidates` that `name` was probably meant to be.
-#[must_use]
-pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness > 0.8)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, candidate)| candidate)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -123,15 +113,6 @@ mod tests {
                 }
             );
         }
-    }
-
-    #[test]
-    fn a_slip_of_the_fingers_finds_the_name_that_was_meant() {
-        assert_eq!(
-            nearest("my-projcet", ["api", "my-project"]),
-            Some("my-project")
-        );
-        assert_eq!(nearest("zzz", ["api", "my-project"]), None);
     }
 
     proptest! {

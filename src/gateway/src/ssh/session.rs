@@ -15,7 +15,6 @@ use vendetta_sshio::relay::{self, ClientSide};
 use super::attach;
 use super::environment::{Environment, LinkError, stderr_line};
 use super::handler::Shared;
-use super::route::nearest;
 use crate::control::{AgentAccess, ByteStream, Caller, Control, Io, Outcome, TerminalSize};
 
 /// How long a client may take to say what it wants of a session that fails,
@@ -334,7 +333,7 @@ async fn feed(
 /// The same for a workspace that does not exist and one that is not the caller's.
 fn no_workspace(shared: &Shared, name: &str) -> String {
     let names = shared.services.workspaces.names(&shared.principal);
-    match nearest(name, names.iter().map(|name| name.as_str())) {
+    match vendetta_proto::nearest(name, &names) {
         Some(nearest) => format!("no workspace {name:?}; did you mean {nearest:?}?"),
         None => {
             format!("no workspace {name:?}\nlist yours with: ssh vendetta@GATEWAY workspace list")

@@ -197,10 +197,18 @@ impl Actor {
             tracing::error!(workspace = %self.entry.reference.name, %error, "not forgotten");
         }
         self.services.forget(&self.entry);
+        self.rest(|actor| {
+            Err(WorkspaceError::not_found(
+                actor.entry.reference.name.as_str(),
+            ))
+        });
+    }
+
+    /// Ends the operation, and gives back what its callers lent it.
+    fn rest(&mut self, outcome: impl FnOnce(&Self) -> Result) {
+        self.callers = Callers::default();
         if let Some(sink) = self.sink.take() {
-            sink.end(Err(WorkspaceError::not_found(
-                self.entry.reference.name.as_str(),
-            )));
+            sink.end(outcome(self));
         }
     }
 
@@ -305,8 +313,7 @@ impl Actor {
         }
         if self.machine.work().is_none() {
             sink.message(word(request), format!("already {}", self.machine.phase()));
-            self.sink = None;
-            sink.end(Ok(()));
+            self.rest(|_| Ok(()));
         }
         operation
     }
@@ -331,11 +338,9 @@ impl Actor {
             self.failure = Some(failure(self.doing(), error));
         }
         self.take(machine, effects).await;
-        if self.machine.work().is_none()
-            && let Some(sink) = self.sink.take()
-        {
-            sink.end(match self.machine.phase() {
-                Phase::Failed => Err(result.err().unwrap_or_else(|| self.not_saved())),
+        if self.machine.work().is_none() {
+            self.rest(|actor| match actor.machine.phase() {
+                Phase::Failed => Err(result.err().unwrap_or_else(|| actor.not_saved())),
                 _ => Ok(()),
             });
         }

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use vendetta_proto::ServiceName;
-use vendetta_proto::rpc::{Answer, ListeningPort, LogLine, Millis, Request, ServiceStatus};
+use vendetta_proto::rpc::{
+    Answer, ListeningPort, LogLine, Millis, Request, ServiceStatus, TerminalStatus,
+};
+use vendetta_proto::{ServiceName, TerminalName};
 
 use super::entry::Entry;
 use super::error::Explain;
@@ -17,10 +19,16 @@ use super::manager::{WorkspaceRef, Workspaces};
 use super::service::{self, ServiceRequest};
 use super::{ErrorKind, Operation, ProgressSink, WorkspaceError};
 use crate::access::Authorized;
-use crate::agent::client::{AgentClient, Answers};
+use crate::agent::client::{AgentClient, Answers, Output};
 
 /// How long the attach hook may run.
 const ATTACH_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long [`Workspaces::output`] waits.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(60);
+
+/// How much it takes, in bytes.
+const LONGEST_OUTPUT: usize = 256 * 1024;
 
 /// Which lines of the services' logs to read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +41,20 @@ pub struct ServiceLogOptions {
     pub tail: Option<u32>,
     /// Nothing older than this.
     pub since: Option<Millis>,
+}
+
+fn services(answer: Answer) -> Option<Vec<ServiceStatus>> {
+    match answer {
+        Answer::Services { services } => Some(services),
+        _ => None,
+    }
+}
+
+fn ports(answer: Answer) -> Option<Vec<ListeningPort>> {
+    match answer {
+        Answer::Ports { ports } => Some(ports),
+        _ => None,
+    }
 }
 
 /// What listens inside an environment.
@@ -70,22 +92,29 @@ impl Workspaces {
         Ok(entry.spec.config.services.keys().cloned().collect())
     }
 
-    /// How its services are, now and, with `follow`, whenever that changes.
+    /// How its services are.
     ///
     /// # Errors
-    /// When it does not run (4), or its agent cannot be asked.
+    /// When it does not run (4), or its agent does not answer.
     pub async fn services(
         &self,
         workspace: &Authorized<WorkspaceRef>,
-        follow: bool,
+    ) -> Result<Vec<ServiceStatus>, WorkspaceError> {
+        let request = Request::Services { follow: false };
+        self.answer(workspace, &request, services).await
+    }
+
+    /// How its services are, now and whenever that changes.
+    ///
+    /// # Errors
+    /// When it does not run (4), or its agent cannot be asked.
+    pub async fn follow_services(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
     ) -> Result<BoxStream<'static, Result<Vec<ServiceStatus>, WorkspaceError>>, WorkspaceError>
     {
-        let request = Request::Services { follow };
-        self.answers(workspace, &request, |answer| match answer {
-            Answer::Services { services } => Some(services),
-            _ => None,
-        })
-        .await
+        let request = Request::Services { follow: true };
+        self.answers(workspace, &request, services).await
     }
 
     /// What its services wrote.
@@ -110,22 +139,80 @@ impl Workspaces {
         .await
     }
 
-    /// The TCP ports on which programs listen inside it, now and, with
-    /// `follow`, whenever that changes.
+    /// The TCP ports on which programs listen inside it.
     ///
     /// # Errors
-    /// When it does not run (4), or its agent cannot be asked.
+    /// When it does not run (4), or its agent does not answer.
     pub async fn listening(
         &self,
         workspace: &Authorized<WorkspaceRef>,
-        follow: bool,
+    ) -> Result<Vec<ListeningPort>, WorkspaceError> {
+        let request = Request::Ports { follow: false };
+        self.answer(workspace, &request, ports).await
+    }
+
+    /// The TCP ports on which programs listen inside it, now and whenever
+    /// that changes.
+    ///
+    /// # Errors
+    /// When it does not run (4), or its agent cannot be asked.
+    pub async fn follow_listening(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
     ) -> Result<ListeningStream, WorkspaceError> {
-        let request = Request::Ports { follow };
-        self.answers(workspace, &request, |answer| match answer {
-            Answer::Ports { ports } => Some(ports),
+        let request = Request::Ports { follow: true };
+        self.answers(workspace, &request, ports).await
+    }
+
+    /// Terminals inside it that outlive their clients.
+    ///
+    /// # Errors
+    /// When it does not run (4), or its agent does not answer.
+    pub async fn terminals(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+    ) -> Result<Vec<TerminalStatus>, WorkspaceError> {
+        self.answer(workspace, &Request::Terminals, |answer| match answer {
+            Answer::Terminals { terminals } => Some(terminals),
             _ => None,
         })
         .await
+    }
+
+    /// Ends the programs of the terminals of this name; of one user only, if named.
+    ///
+    /// # Errors
+    /// When there is none (3), it does not run (4), or its agent does not answer.
+    pub async fn end_terminal(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+        name: &TerminalName,
+        user: Option<String>,
+    ) -> Result<(), WorkspaceError> {
+        let name = name.clone();
+        let request = Request::EndTerminal { name, user };
+        self.answer(workspace, &request, |answer| {
+            matches!(answer, Answer::Done).then_some(())
+        })
+        .await
+    }
+
+    /// Asks the agent for what has one answer.
+    async fn answer<T>(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+        request: &Request,
+        pick: fn(Answer) -> Option<T>,
+    ) -> Result<T, WorkspaceError> {
+        let entry = self.entry(workspace)?;
+        let about = entry.context();
+        let client = self.agent_client(&entry).await?;
+        let answer = client.ask_one(request).await;
+        let answer = answer.map_err(|error| error.explain(&about))?;
+        pick(answer).ok_or_else(|| {
+            let problem = "its agent answered something else than was asked";
+            WorkspaceError::new(ErrorKind::Internal, about, problem)
+        })
     }
 
     /// Asks the agent, and picks what is wanted of its answers.
@@ -152,6 +239,49 @@ impl Workspaces {
             std::future::ready(picked)
         });
         Ok(picked.boxed())
+    }
+
+    /// What a command line says in the environment, for the workspace's user;
+    /// how it ends does not matter.
+    ///
+    /// # Errors
+    /// When it does not run (4), its agent cannot be asked, or the command says
+    /// more than [`LONGEST_OUTPUT`] or does not end in [`OUTPUT_LIMIT`].
+    pub async fn output(
+        &self,
+        workspace: &Authorized<WorkspaceRef>,
+        command: &str,
+    ) -> Result<String, WorkspaceError> {
+        let entry = self.entry(workspace)?;
+        let about = entry.context();
+        let client = self.agent_client(&entry).await?;
+        let said = async {
+            let running = client.run(command.as_bytes().to_vec(), false).await;
+            let mut running = running.map_err(|error| error.explain(&about))?;
+            let mut said = Vec::new();
+            loop {
+                match running
+                    .next()
+                    .await
+                    .map_err(|error| error.explain(&about))?
+                {
+                    Output::Stdout(data) if said.len() + data.len() > LONGEST_OUTPUT => {
+                        let problem = "a command in it says more than it should";
+                        let kind = ErrorKind::Unavailable;
+                        return Err(WorkspaceError::new(kind, about.as_str(), problem));
+                    }
+                    Output::Stdout(data) => said.extend_from_slice(&data),
+                    Output::Stderr(_) => {}
+                    Output::Ended(_) => return Ok(String::from_utf8_lossy(&said).into_owned()),
+                }
+            }
+        };
+        let said = tokio::time::timeout(OUTPUT_LIMIT, said).await;
+        said.unwrap_or_else(|_| {
+            let problem = "a command in it does not end";
+            let kind = ErrorKind::Unavailable;
+            Err(WorkspaceError::new(kind, about.as_str(), problem))
+        })
     }
 
     /// To be called when a client has its first session in the environment:

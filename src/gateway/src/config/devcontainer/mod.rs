@@ -21,7 +21,7 @@ use jsonc_parser::{CollectOptions, CommentCollectionStrategy, ParseOptions, pars
 use vendetta_proto::build::plain;
 use vendetta_proto::spec::{Build, DockerConfig, ProjectConfig};
 
-use super::invalid::{Invalid, nearest};
+use super::invalid::Invalid;
 use super::project;
 use super::source::{NotHonoured, Place, Project, Source};
 use keys::{HONOURED, NOT_HONOURED};
@@ -220,7 +220,7 @@ impl<'a> Reader<'a> {
                     let known = HONOURED
                         .iter()
                         .chain(NOT_HONOURED.iter().map(|(name, _)| name));
-                    let why = match nearest(key, known.copied()) {
+                    let why = match vendetta_proto::nearest(key, known.copied()) {
                         Some(near) => format!("unknown; did you mean {near}?"),
                         None => "unknown".to_owned(),
                     };

@@ -22,7 +22,7 @@ use vendetta_proto::spec::Build;
 
 use super::super::{Context, Environment, ImageReference, ProviderError};
 use super::Docker;
-use super::container::{GATEWAY, WORKSPACE, labelled, labels};
+use super::container::{WORKSPACE, labels};
 use super::engine::{is_absent, is_conflict};
 use super::pull::{Image, inspect};
 use crate::workspace::{Step, WorkspaceId};
@@ -139,12 +139,8 @@ impl Docker {
         label: &str,
         value: &str,
     ) -> Result<Vec<bollard::models::ImageSummary>, ProviderError> {
-        let mut filters = labelled(label, value);
-        if let Some(labels) = filters.get_mut("label") {
-            labels.push(format!("{GATEWAY}={}", self.gateway_id));
-        }
         let options = ListImagesOptionsBuilder::default()
-            .filters(&filters)
+            .filters(&self.ours(label, value))
             .build();
         let client = self.engine.client().await?;
         client

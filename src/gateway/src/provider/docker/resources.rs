@@ -1,5 +1,6 @@
 //! Finding, making and removing what a workspace is in the engine.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +22,15 @@ use crate::workspace::WorkspaceId;
 const REMOVAL_LIMIT: Duration = Duration::from_secs(60);
 
 impl Docker {
+    /// The filter for what this gateway made with a label.
+    pub(super) fn ours(&self, label: &str, value: &str) -> HashMap<String, Vec<String>> {
+        let mut filters = labelled(label, value);
+        if let Some(labels) = filters.get_mut("label") {
+            labels.push(format!("{GATEWAY}={}", self.gateway_id));
+        }
+        filters
+    }
+
     /// Containers of ours with a label.
     pub(super) async fn containers(
         &self,
@@ -39,13 +49,9 @@ impl Docker {
         label: &str,
         value: &str,
     ) -> Result<Vec<bollard::models::ContainerSummary>, ProviderError> {
-        let mut filters = labelled(label, value);
-        if let Some(labels) = filters.get_mut("label") {
-            labels.push(format!("{GATEWAY}={}", self.gateway_id));
-        }
         let options = ListContainersOptionsBuilder::default()
             .all(true)
-            .filters(&filters)
+            .filters(&self.ours(label, value))
             .build();
         let client = self.engine.client().await?;
         client

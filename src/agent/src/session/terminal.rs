@@ -1,0 +1,127 @@
+//! RUNNING, when what runs outlives its client ([`crate::terminal`]).
+
+use std::future::pending;
+
+use russh::server::Msg;
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use tokio::sync::mpsc;
+use vendetta_proto::TerminalName;
+
+use super::control::Events;
+use super::pty::Size;
+use super::run::{self, report};
+use super::setup::{Program, Setup, refuse_late};
+use super::signals;
+use super::streams::STDERR;
+use crate::connection::Connection;
+use crate::terminal::{self, OUTPUTS, Order, Output};
+
+/// Shows the terminal `name` to the client, which starts it if it is the first, until
+/// either ends.
+pub async fn run(
+    connection: &Connection,
+    mut reader: ChannelReadHalf,
+    writer: &ChannelWriteHalf<Msg>,
+    mut events: Events,
+    setup: Setup,
+    name: &TerminalName,
+) {
+    let size = setup.terminal.as_ref().map(|(_, opened)| opened.size);
+    let size = size.unwrap_or_default();
+    let orders = match attach(connection, setup, size, name) {
+        Ok(orders) => orders,
+        Err(problem) => {
+            run::refuse(writer, &problem).await;
+            return;
+        }
+    };
+    let (sender, mut output) = mpsc::channel(OUTPUTS);
+    let attach = Order::Attach {
+        size,
+        output: sender,
+    };
+    if orders.send(attach).await.is_err() {
+        run::refuse(writer, "the terminal has just ended; connect again").await;
+        return;
+    }
+    let shown = async {
+        while let Some(output) = output.recv().await {
+            match output {
+                Output::Data(data) => {
+                    if writer.data_bytes(data).await.is_err() {
+                        break;
+                    }
+                }
+                Output::Ended(status) => {
+                    report(connection, writer, status).await;
+                    break;
+                }
+                Output::Stopping => {
+                    let workspace = &connection.agent.settings.workspace;
+                    let text = format!("\r\nvendetta: workspace {workspace} is stopping\r\n");
+                    let _ = writer.extended_data_bytes(STDERR, text.into_bytes()).await;
+                    break;
+                }
+            }
+        }
+        let _ = writer.eof().await;
+    };
+    let typed = async {
+        while let Some(message) = reader.wait().await {
+            match message {
+                ChannelMsg::Data { data } => {
+                    let _ = orders.send(Order::Input(data)).await;
+                }
+                message => refuse_late(connection, writer.id(), &message).await,
+            }
+        }
+        pending::<()>().await;
+    };
+    let controlled = async {
+        loop {
+            let order = tokio::select! {
+                Some(signal) = events.signals.recv() => match signals::to_kernel(&signal) {
+                    Some(signal) => Order::Signal(signal),
+                    None => continue,
+                },
+                Ok(()) = events.size.changed() => {
+                    Order::Resize(*events.size.borrow_and_update())
+                }
+                else => pending().await,
+            };
+            let _ = orders.send(order).await;
+        }
+    };
+    tokio::select! {
+        () = shown => {}
+        () = typed => {}
+        () = controlled => {}
+        () = connection.gone.cancelled() => {}
+        () = events.closed.cancelled() => {}
+    }
+}
+
+/// Where the terminal takes its orders; it is started if it is not there.
+fn attach(
+    connection: &Connection,
+    mut setup: Setup,
+    size: Size,
+    name: &TerminalName,
+) -> Result<mpsc::Sender<Order>, String> {
+    let (agent, user) = (&connection.agent, &connection.user);
+    if let Some(orders) = agent.terminals.find(user.uid, name) {
+        return Ok(orders);
+    }
+    let (child, streams) = run::start(connection, &mut setup, Program::Shell)?;
+    let run::Streams::Terminal(master) = streams else {
+        return Err("a terminal is kept for who has one: ssh -t".to_owned());
+    };
+    let program = terminal::Program {
+        master,
+        child,
+        size,
+    };
+    let owner = (user.uid, user.name.to_string_lossy().into_owned());
+    let kept = agent.terminals.keep(agent, owner, name, program);
+    kept.ok_or_else(|| "there are too many terminals; end one first".to_owned())
+}
