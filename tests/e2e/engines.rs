@@ -97,7 +97,7 @@ fn a_day(node: &Node, engine: &str, left: &dyn Fn() -> String) {
     slow(&gateway, "rebuild");
     let kept = gateway.exec(
         "my-project",
-        "cat www/index.html copy | wc -c; ls /root/file",
+        "cat www/index.html copy | wc -c; test -e /root/file",
     );
     assert_eq!(kept.finish().exits(1).text(), (11 + (1 << 20)).to_string());
 

@@ -93,6 +93,9 @@ async fn add(
             .map_err(store(&context))?;
         added.push(record);
     }
+    if role == Role::Member {
+        warn_of_open_nodes(session, &name).await?;
+    }
     let text = if added.is_empty() {
         format!(
             "User {name} ({role}) added, without a key yet. Add one with: ssh vendetta key add --user {name} < KEY.pub\n"
@@ -103,6 +106,24 @@ async fn add(
     session
         .answer(&text, json!({ "user": user, "keys": added }))
         .await
+}
+
+/// Where provider host is allowed, nothing stands between a member and the gateway's user.
+async fn warn_of_open_nodes(session: &mut Session<'_>, name: &UserName) -> Result<(), Failure> {
+    let nodes = session.control.workspaces.inventory().list();
+    let open: Vec<_> = nodes
+        .iter()
+        .filter(|node| node.place().allow_host)
+        .map(|node| node.name().to_string())
+        .collect();
+    if open.is_empty() {
+        return Ok(());
+    }
+    let note = format!(
+        "Provider host is allowed on {}: with a workspace of it {name} has all the rights that the gateway's user has there.\n",
+        open.join(", ")
+    );
+    session.note(&note).await
 }
 
 async fn list(session: &mut Session<'_>) -> Result<Done, Failure> {
