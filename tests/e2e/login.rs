@@ -145,3 +145,14 @@ fn a_member_has_workspaces_of_their_own_and_an_admin_sees_all() {
     assert_eq!(gateway.workspaces(), ["bobs", "project"]);
     assert_eq!(gateway.exec("bobs", "echo admin").ok().text(), "admin");
 }
+
+#[test]
+fn a_name_that_leads_nowhere_is_told_with_what_was_probably_meant() {
+    let gateway = gateway();
+    let near = gateway.exec("projetc", "true").finish().exits(3);
+    let said = "no workspace \"projetc\"; did you mean \"project\"?";
+    assert!(near.error_text().contains(said), "{near}");
+    let far = gateway.exec("nothing-like-it", "true").finish().exits(3);
+    let said = "list yours with: ssh vendetta workspace list";
+    assert!(far.error_text().contains(said), "{far}");
+}

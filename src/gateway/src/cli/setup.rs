@@ -202,14 +202,14 @@ fn ask(address: &Address) -> Result<Told, Failure> {
             Failure::new(
                 70,
                 format!("the gateway {address} says what is not understood: {error}"),
-                "is it a vendetta gateway? try: ssh vendetta@GATEWAY version",
+                "is it a vendetta gateway? try: vendetta version",
             )
         }),
         Some(SSH_FAILED) | None => Err(gateway_failed(address)),
         Some(code) => Err(Failure::new(
             u8::try_from(code).unwrap_or(70),
             format!("the gateway {address} does not tell what it is known by"),
-            "is it of the same version? ssh vendetta@GATEWAY version",
+            "is it of the same version? vendetta version",
         )),
     }
 }

@@ -336,9 +336,12 @@ async fn feed(
 pub(super) fn no_workspace(shared: &Shared, name: &str) -> String {
     let names = shared.services.workspaces.names(&shared.principal);
     match vendetta_proto::nearest(name, &names) {
-        Some(nearest) => format!("no workspace {name:?}; did you mean {nearest:?}?"),
+        Some(nearest) => format!(
+            "no workspace {name:?}; did you mean {:?}?",
+            nearest.as_str()
+        ),
         None => {
-            format!("no workspace {name:?}\nlist yours with: ssh vendetta@GATEWAY workspace list")
+            format!("no workspace {name:?}\nlist yours with: ssh vendetta workspace list")
         }
     }
 }
