@@ -313,6 +313,9 @@ fn a_refused_forward_carries_the_reason_and_leaves_the_session_alive() {
         format!("{port}:127.0.0.1:1"),
         format!("{}:/no/such.sock", missing.display()),
     ];
+    // Nobody listens at any of its addresses.
+    let named = gateway.ssh("ws").args(["-W", "localhost:1"]).finish();
+    assert!(named.error_text().contains("Connection refused"), "{named}");
     let mut tunnel = tunnel(&gateway, "ws", &["-L", &forwards[0], "-L", &forwards[1]]);
     assert_eq!(tcp_exchange_or_reset(port), b"");
     let at = tunnel.expect_stderr(0, "open failed: connect failed: ");

@@ -27,6 +27,32 @@ fn a_workspace_lives_from_create_to_destroy() {
 }
 
 #[test]
+fn one_that_nothing_was_ever_made_of_is_destroyed_without_its_engine() {
+    let config = "[docker]\nsocket = \"/no/such/docker.sock\"\n";
+    let mut gateway = Gateway::builder().config(config).start();
+    for (provider, image) in [("docker", "debian:12"), ("lxc", "images:debian/12")] {
+        let create = format!("workspace create p --image {image} --provider {provider} --up");
+        for restart in [false, true] {
+            let created = gateway.control(&create).finish().exits(5);
+            assert!(created.error_text().contains(provider), "{created}");
+            assert_eq!(gateway.state("p"), "failed");
+            if restart {
+                gateway.kill();
+                gateway.start();
+            }
+            gateway.control("workspace destroy p --yes").ok();
+            gateway.control("workspace status p").finish().exits(3);
+            // Its name is free again.
+            gateway
+                .control(&format!("workspace create p --image {BUSYBOX}"))
+                .ok();
+            gateway.control("workspace destroy p --yes").ok();
+        }
+    }
+    assert_eq!(gateway.workspaces(), Vec::<String>::new());
+}
+
+#[test]
 fn flags_make_a_workspace_as_a_config_does() {
     let gateway = Gateway::docker();
     let flags =

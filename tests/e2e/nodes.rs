@@ -267,6 +267,8 @@ fn what_is_no_node_and_no_address_is_told() {
         let run = gateway.control(line).finish().exits(code);
         assert!(run.error_text().contains(told), "{told} is not told: {run}");
     }
+    let local = gateway.control("node add local 127.0.0.1").finish();
+    assert!(!local.error_text().contains("Connecting"), "{local}");
     let nodes = gateway.control("node list --json").ok().json();
     assert_eq!(nodes["nodes"][0]["name"], "local");
 }
@@ -486,6 +488,112 @@ fn a_renamed_node_keeps_its_workspaces_and_its_sessions() {
     session.finish().ok();
     assert_eq!(gateway.exec("ws", "hostname").ok().text(), "ws");
     gateway.control("node rename local other").finish().exits(4);
+}
+
+#[test]
+fn a_renamed_node_that_is_lost_is_told_by_the_name_it_has() {
+    let (node, gateway) = with_docker();
+    workspace(&gateway, "ws", "n1");
+    let idle = gateway.exec("ws", "echo up; sleep 600").spawn();
+    idle.expect_stdout(0, "up\n");
+    // Another way to it, beside that of the session.
+    gateway.control("node test n1").ok();
+    gateway.control("node rename n1 big-box").ok();
+    node.link(Link::Down);
+    idle.expect_stderr(0, "on node big-box was lost");
+    let _ = idle.finish();
+    becomes(&gateway, "big-box", "down");
+    let refused = gateway.exec("ws", "true").finish().exits(5);
+    let told = refused.error_text();
+    assert!(
+        told.contains("node big-box") && !told.contains("node n1"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn the_gateway_s_own_machine_is_not_removed_and_keeps_its_workspaces() {
+    let gateway = Gateway::docker();
+    gateway.workspace("ws", BUSYBOX);
+    for line in [
+        "node remove local --yes",
+        "node remove local --force --yes",
+        "node remove local --force",
+    ] {
+        let refused = gateway.control(line).finish().exits(4);
+        let told = refused.error_text();
+        assert!(told.contains("own machine"), "{refused}");
+        assert!(!told.contains("--force"), "{refused}");
+    }
+    assert_eq!(gateway.state("ws"), "running");
+    assert_eq!(gateway.exec("ws", "hostname").ok().text(), "ws");
+}
+
+/// What is told of a workspace whose destroy waits for something.
+fn being_destroyed(gateway: &Gateway, name: &str, awaited: &str) {
+    for line in [
+        format!("workspace up {name}"),
+        format!("workspace down {name}"),
+        format!("workspace rebuild {name}"),
+    ] {
+        let refused = gateway.control(&line).finish().exits(4);
+        assert!(
+            refused.error_text().contains("being destroyed"),
+            "{refused}"
+        );
+    }
+    let refused = gateway.exec(name, "true").finish().exits(4);
+    assert!(
+        refused.error_text().contains("being destroyed"),
+        "{refused}"
+    );
+    assert_eq!(gateway.state(name), "destroying");
+    let again = format!("workspace destroy {name} --yes");
+    let again = gateway.control(&again).finish().exits(5);
+    assert!(again.error_text().contains(awaited), "{again}");
+    let status = gateway.control(&format!("workspace status {name}"));
+    let status = status.ok().text();
+    assert!(status.contains("Held up"), "{status}");
+}
+
+#[test]
+fn a_destroy_whose_engine_is_away_says_so_and_goes_on_when_it_is_back() {
+    let (node, mut gateway) = with_docker();
+    workspace(&gateway, "ws", "n1");
+    node.kill_docker();
+    let held = gateway.control("workspace destroy ws --yes");
+    let held = held.finish().exits(5);
+    let awaited = "goes on by itself when docker on node n1 answers";
+    assert!(held.error_text().contains(awaited), "{held}");
+    being_destroyed(&gateway, "ws", awaited);
+    gateway.kill();
+    gateway.start();
+    eventually("it is known that its engine is still away", || {
+        let up = gateway.control("workspace up ws").finish();
+        up.error_text().contains("docker on node n1 answers")
+    });
+    being_destroyed(&gateway, "ws", awaited);
+    node.start_docker();
+    eventually("it is gone", || gateway.workspaces().is_empty());
+    for left in [["ps", "--all", "--quiet"], ["volume", "ls", "--quiet"]] {
+        assert_eq!(node.docker(&left).ok().text(), "");
+    }
+}
+
+#[test]
+fn a_destroy_on_a_lost_node_says_so_and_goes_on_when_it_is_back() {
+    let (node, gateway) = with_docker();
+    workspace(&gateway, "ws", "n1");
+    node.link(Link::Down);
+    becomes(&gateway, "n1", "down");
+    let held = gateway.control("workspace destroy ws --yes");
+    let held = held.finish().exits(5);
+    let awaited = "goes on by itself when node n1 is back";
+    assert!(held.error_text().contains(awaited), "{held}");
+    being_destroyed(&gateway, "ws", awaited);
+    node.link(Link::Up);
+    eventually("it is gone", || gateway.workspaces().is_empty());
+    assert_eq!(node.docker(&["ps", "--all", "--quiet"]).ok().text(), "");
 }
 
 #[test]

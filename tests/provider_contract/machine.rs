@@ -46,7 +46,11 @@ impl Machine {
                 let key = std::fs::read_to_string(node.user_key()).unwrap();
                 let host_key = node.run(&["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).ok();
                 let settings = Settings {
-                    name: node.name().parse().unwrap(),
+                    name: node
+                        .name()
+                        .parse::<vendetta_proto::NodeName>()
+                        .unwrap()
+                        .into(),
                     address: Address {
                         user: USER.to_owned(),
                         host: node.address().to_string(),

@@ -56,8 +56,11 @@ pub struct ClientSide {
     pub requests: Option<RequestFilter>,
     /// What the client reads on standard error when the environment's
     /// connection is lost; for sessions.
-    pub farewell: Option<String>,
+    pub farewell: Option<Farewell>,
 }
+
+/// See [`ClientSide::farewell`]: asked for when it is said.
+pub type Farewell = Box<dyn Fn() -> String + Send + Sync>;
 
 /// See [`ClientSide::requests`].
 pub type RequestFilter = Box<dyn FnMut(ChannelMsg) -> Vec<ChannelMsg> + Send>;
@@ -99,7 +102,7 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
     };
     if let (true, Some(farewell)) = (lost, farewell) {
         // A client that takes nothing must not keep the bridge.
-        let told = client_write.extended_data_bytes(STDERR, farewell);
+        let told = client_write.extended_data_bytes(STDERR, farewell());
         let _ = tokio::time::timeout(FAREWELL_TIMEOUT, told).await;
     }
     let _ = client_write.close().await;

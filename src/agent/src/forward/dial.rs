@@ -102,14 +102,40 @@ async fn dial_tcp(connection: &Connection, host: &str, port: u32) -> io::Result<
             CONNECT_TIMEOUT,
             TcpStream::connect(SocketAddr::new(address, port)),
         );
-        result = attempt
+        let dialled = attempt
             .await
             .unwrap_or_else(|_| Err(io::Error::from_raw_os_error(Errno::ETIMEDOUT as i32)));
-        if result.is_ok() {
-            break;
-        }
+        result = match (dialled, result) {
+            (Err(error), Err(before)) => Err(more_telling(before, error)),
+            (Ok(stream), _) => return Ok(stream),
+            (error, _) => error,
+        };
     }
     result
+}
+
+/// Of the failures at two addresses of one name, the one that says more: what a
+/// machine answered, or that it does not, before that there is no way to it,
+/// as to the IPv6 address of a name where there is no IPv6.
+fn more_telling(before: io::Error, after: io::Error) -> io::Error {
+    use io::ErrorKind::{AddrNotAvailable, HostUnreachable, NetworkUnreachable, NotFound};
+    let says = |error: &io::Error| match error.kind() {
+        // That nothing was dialled yet.
+        NotFound => 0,
+        AddrNotAvailable | NetworkUnreachable => 1,
+        HostUnreachable => 2,
+        _ => 3,
+    };
+    // A socket of an address family that the kernel has not: EAFNOSUPPORT has no kind.
+    let rank = |error: &io::Error| match error.raw_os_error() {
+        Some(number) if number == Errno::EAFNOSUPPORT as i32 => 1,
+        _ => says(error),
+    };
+    if rank(&after) >= rank(&before) {
+        after
+    } else {
+        before
+    }
 }
 
 fn is_service(connection: &Connection, host: &str) -> bool {
@@ -136,6 +162,33 @@ async fn dial_unix(connection: &Connection, path: &Path) -> io::Result<UnixStrea
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_address_answers_is_told_before_that_another_cannot_be_reached() {
+        let nothing = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        let errors = |numbers: &[Errno]| {
+            let errors = numbers
+                .iter()
+                .map(|errno| io::Error::from_raw_os_error(*errno as i32));
+            describe(&errors.fold(nothing(), more_telling))
+        };
+        let refused = "Connection refused";
+        for other in [
+            Errno::EADDRNOTAVAIL,
+            Errno::ENETUNREACH,
+            Errno::EAFNOSUPPORT,
+            Errno::EHOSTUNREACH,
+        ] {
+            assert_eq!(errors(&[Errno::ECONNREFUSED, other]), refused);
+            assert_eq!(errors(&[other, Errno::ECONNREFUSED]), refused);
+        }
+        assert_eq!(
+            errors(&[Errno::ETIMEDOUT, Errno::ENETUNREACH]),
+            "Connection timed out"
+        );
+        assert_eq!(errors(&[Errno::ENETUNREACH]), "Network is unreachable");
+        assert_eq!(errors(&[]), "the name has no address");
+    }
 
     #[test]
     fn errors_read_as_in_every_other_program() {

@@ -204,6 +204,7 @@ pub(super) async fn add(
     let subject = format!("node {}", new.name);
     let inventory = session.control.workspaces.inventory().clone();
     let failed = |error| Failure::inventory(&subject, error);
+    inventory.addable(&new.name).map_err(failed)?;
     session
         .note(&format!(
             "Connecting to {} …\n",
@@ -340,16 +341,24 @@ async fn remove(
     let node = find(session, name)?;
     let (name, workspaces) = (node.name(), session.control.workspaces.clone());
     let subject = format!("node {name}");
+    workspaces
+        .inventory()
+        .removable(&name)
+        .map_err(|error| Failure::inventory(&subject, error))?;
     let count = workspaces.count_on(&node);
     let question = match (count, force) {
         (0, _) | (_, false) => format!("Remove node {name}?"),
+        (1, true) => format!("Remove node {name} and forget the workspace on it?"),
         (count, true) => format!("Remove node {name} and forget the {count} workspaces on it?"),
     };
     if count > 0 && !force {
         return Err(Failure::new(
             ErrorKind::Conflict,
             subject,
-            format!("there are {count} workspaces on it"),
+            match count {
+                1 => "there is a workspace on it".to_owned(),
+                _ => format!("there are {count} workspaces on it"),
+            },
         )
         .remedy(format!(
             "destroy them first (ssh vendetta workspace list), or forget them: ssh vendetta node remove {name} --force"

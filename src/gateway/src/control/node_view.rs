@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::command::Session;
-use super::text::{ago, printable, size};
+use super::text::{ago, printable, size, table};
 use crate::inventory::{Engine, Health, Node, NodeState, Probe};
 
 /// Its row in the list; with its address for those who may see it.
@@ -202,31 +202,43 @@ pub(super) fn value(session: &Session<'_>, node: &Node) -> Value {
     value
 }
 
-/// One line about it, for the page of the whole gateway.
-pub(super) fn line(session: &Session<'_>, node: &Node) -> String {
-    let (place, health) = (node.place(), node.health());
-    let count = session.control.workspaces.count_on(node);
-    let trouble = match health.troubles.first() {
-        Some(trouble) if health.state != NodeState::Up => format!(": {}", trouble.problem),
-        _ => String::new(),
-    };
-    let parts = [
-        latency(&health),
-        load(&health),
-        memory(&health),
-        engines(&health),
+/// The nodes on the page of the whole gateway.
+pub(super) fn brief(session: &Session<'_>, nodes: &[std::sync::Arc<Node>]) -> String {
+    let mut headings = vec![
+        "NODE",
+        "STATE",
+        "LATENCY",
+        "LOAD",
+        "MEMORY",
+        "ENGINES",
+        "WORKSPACES",
     ];
-    let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    let workspaces = if count == 1 {
-        "workspace"
-    } else {
-        "workspaces"
-    };
-    let text = format!(
-        "  {}  {}{trouble}  {count} {workspaces}  {}",
-        place.name,
-        health.state,
-        parts.join("  ")
-    );
-    format!("{}\n", printable(text.trim_end()))
+    let troubles: Vec<_> = nodes.iter().map(|node| trouble(&node.health())).collect();
+    let troubled = troubles.iter().any(Option::is_some);
+    if troubled {
+        headings.push("TROUBLE");
+    }
+    let rows = nodes.iter().zip(troubles).map(|(node, trouble)| {
+        let health = node.health();
+        let mut row = vec![
+            node.name().to_string(),
+            health.state.to_string(),
+            latency(&health),
+            load(&health),
+            memory(&health),
+            engines(&health),
+            session.control.workspaces.count_on(node).to_string(),
+        ];
+        if troubled {
+            row.push(trouble.unwrap_or_default());
+        }
+        row
+    });
+    table(session.console, &headings, rows.collect())
+}
+
+/// The first of what is wrong with it.
+fn trouble(health: &Health) -> Option<String> {
+    let first = health.troubles.first()?;
+    (health.state != NodeState::Up).then(|| first.problem.clone())
 }

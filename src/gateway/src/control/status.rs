@@ -49,14 +49,12 @@ fn page(session: &Session<'_>) -> (String, Value) {
     };
     let nodes = control.workspaces.inventory().list();
     let mut text = format!(
-        "Gateway     {host} port {port}\nVersion     {VERSION}\nUp          {}\nYou         {} ({})\nWorkspaces  {workspaces}\nNodes\n",
+        "Gateway     {host} port {port}\nVersion     {VERSION}\nUp          {}\nYou         {} ({})\nWorkspaces  {workspaces}\n\n",
         super::text::duration(i64::try_from(uptime).unwrap_or(i64::MAX)),
         principal.user,
         principal.role,
     );
-    for node in &nodes {
-        text.push_str(&node_view::line(session, node));
-    }
+    text.push_str(&node_view::brief(session, &nodes));
     let value = json!({
         "gateway": { "host": host, "port": port, "version": VERSION, "uptime_seconds": uptime },
         "user": { "name": principal.user, "role": principal.role },

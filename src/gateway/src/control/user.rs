@@ -130,20 +130,27 @@ async fn list(session: &mut Session<'_>) -> Result<Done, Failure> {
     let people = &session.control.store;
     let now = jiff::Timestamp::now();
     let users = people.users();
-    let rows = users
+    let (rows, values): (_, Vec<_>) = users
         .iter()
         .map(|user| {
             let keys = people.keys(&user.name).len();
-            vec![
+            let row = vec![
                 user.name.to_string(),
                 user.role.to_string(),
                 keys.to_string(),
                 ago(user.created, now),
-            ]
+            ];
+            let value = json!({
+                "name": user.name,
+                "role": user.role,
+                "keys": keys,
+                "created": user.created,
+            });
+            (row, value)
         })
-        .collect();
+        .unzip();
     let text = table(session.console, &["NAME", "ROLE", "KEYS", "ADDED"], rows);
-    session.list(&text, "users", &users).await
+    session.list(&text, "users", &values).await
 }
 
 async fn remove(session: &mut Session<'_>, name: UserName, yes: bool) -> Result<Done, Failure> {

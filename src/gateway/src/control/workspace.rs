@@ -359,7 +359,11 @@ fn described(session: &Session<'_>, status: &WorkspaceStatus) -> String {
         lines.push(("Image", image.clone()));
     }
     if let Some(failure) = &status.failure {
-        lines.push(("Failed", format!("{}: {}", failure.step, failure.cause)));
+        let heading = match status.state {
+            Phase::Destroying => "Held up",
+            _ => "Failed",
+        };
+        lines.push((heading, format!("{}: {}", failure.step, failure.cause)));
         lines.extend(failure.remedy.clone().map(|remedy| ("Remedy", remedy)));
     }
     lines.extend(ports::brief(&status.ports).map(|ports| ("Ports", ports)));

@@ -13,7 +13,7 @@ use crate::access::{Authorized, Gateway};
 use crate::events::Happening;
 use crate::node::enroll::{self, AgentAccess, AskPassword, Enrolled, enroll};
 use crate::node::ssh::{self, SshNode};
-use crate::node::{NodeError, NodeTransport, Probe};
+use crate::node::{CurrentName, NodeError, NodeTransport, Probe};
 use crate::store::NodeRow;
 use crate::workspace::ProgressSink;
 
@@ -140,6 +140,17 @@ impl Inventory {
         names.next().unwrap_or_else(NodeName::local)
     }
 
+    /// Whether a machine may get this name, for those who say first what they do.
+    ///
+    /// # Errors
+    /// [`InventoryError::Local`] for the name of the gateway's own machine.
+    pub fn addable(&self, name: &NodeName) -> Result<(), InventoryError> {
+        match name.as_str() {
+            NodeName::LOCAL => Err(InventoryError::Local("be added")),
+            _ => Ok(()),
+        }
+    }
+
     /// Gets into a machine and installs the gateway's key there. Nothing is stored yet.
     ///
     /// # Errors
@@ -151,9 +162,7 @@ impl Inventory {
         new: NewNode,
         caller: Caller,
     ) -> Result<Reached, InventoryError> {
-        if new.name.as_str() == NodeName::LOCAL {
-            return Err(InventoryError::Local("be added"));
-        }
+        self.addable(&new.name)?;
         if let Some(other) = self.at(&new.address)
             && other.name() != new.name
         {
@@ -247,7 +256,7 @@ impl Inventory {
         let (user, host, port) = (address.user.clone(), address.host.clone(), address.port);
         let provisional = SshNode::new(
             ssh::Settings {
-                name: new.name.clone(),
+                name: new.name.clone().into(),
                 address,
                 host_keys: vec![enrolled.host_key.clone()],
                 key: self.0.settings.node_key.clone(),
@@ -350,9 +359,17 @@ impl Inventory {
             true => probe.home.clone(),
             false => PathBuf::from("/tmp"),
         };
+        // What still uses the one before it hears of another name, too.
+        let before = self
+            .find(&row.name)
+            .and_then(|node| node.place().ssh.clone());
+        let name = before.map_or_else(
+            || CurrentName::from(row.name.clone()),
+            |ssh| ssh.current_name().clone(),
+        );
         let node = SshNode::new(
             ssh::Settings {
-                name: row.name.clone(),
+                name,
                 address: ssh::Address {
                     user: row.user.clone(),
                     host: row.host.clone(),

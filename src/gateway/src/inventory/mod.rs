@@ -165,6 +165,18 @@ impl Inventory {
         self.list().iter().filter_map(through).collect()
     }
 
+    /// Whether a node is one that may ever be removed, for those who have
+    /// something to give up first.
+    ///
+    /// # Errors
+    /// [`InventoryError::Local`] for the gateway's own machine.
+    pub fn removable(&self, name: &NodeName) -> Result<(), InventoryError> {
+        match name.as_str() {
+            NodeName::LOCAL => Err(InventoryError::Local("be removed")),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes a node from the inventory. What is on it stays, but for the
     /// gateway's key in its authorized_keys, which is removed when the node
     /// can be reached; says whether it was.
@@ -176,9 +188,7 @@ impl Inventory {
         _permit: &Authorized<Gateway>,
         name: &NodeName,
     ) -> Result<bool, InventoryError> {
-        if name.as_str() == NodeName::LOCAL {
-            return Err(InventoryError::Local("be removed"));
-        }
+        self.removable(name)?;
         let node = self.get(name.as_str())?;
         self.0.settings.store.remove_node(name).await?;
         self.write(|nodes| nodes.remove(name));
@@ -222,7 +232,10 @@ impl Inventory {
             nodes.remove(from);
             nodes.insert(to.clone(), Arc::clone(&node));
         });
-        // Every place that names it is made anew: its own, and those behind it.
+        if let Some(ssh) = &node.place().ssh {
+            ssh.current_name().set(to.clone());
+        }
+        // Its own place has the name, and those behind it. The ways stay as they are.
         for other in self.list() {
             let place = other.place();
             let Some(mut row) = place.row.clone() else {
@@ -235,7 +248,11 @@ impl Inventory {
             } else {
                 continue;
             }
-            other.moved(self.remote_place(row)?);
+            other.moved(Place {
+                name: row.name.clone(),
+                row: Some(row),
+                ..Place::clone(&place)
+            });
         }
         self.0.settings.events.tell(Happening::NodeRenamed {
             from: from.clone(),

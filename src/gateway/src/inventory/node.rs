@@ -24,7 +24,7 @@ pub struct Node {
 }
 
 /// Where a node is, and what runs workspaces there.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Place {
     /// Its name.
     pub name: NodeName,

@@ -88,8 +88,8 @@ impl LocalNode {
 
 #[async_trait]
 impl NodeTransport for LocalNode {
-    fn name(&self) -> &NodeName {
-        &self.name
+    fn name(&self) -> NodeName {
+        self.name.clone()
     }
 
     fn state_dir(&self) -> &Path {

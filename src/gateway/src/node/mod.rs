@@ -7,6 +7,7 @@
 pub mod enroll;
 mod error;
 mod local;
+mod name;
 mod probe;
 pub mod ssh;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use vendetta_proto::NodeName;
 pub use enroll::AgentAccess;
 pub use error::{LinkError, NodeError, Refusal};
 pub use local::LocalNode;
+pub use name::CurrentName;
 pub use probe::{Facts, Kvm, Probe, Socket, facts, probe, try_guest};
 pub use ssh::{LinkState, SshNode};
 
@@ -39,8 +41,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 /// A machine that workspaces run on.
 #[async_trait]
 pub trait NodeTransport: Send + Sync + fmt::Debug {
-    /// Its name.
-    fn name(&self) -> &NodeName;
+    /// Its name now.
+    fn name(&self) -> NodeName;
 
     /// Where this gateway's files live on the node; nobody else's.
     fn state_dir(&self) -> &Path;

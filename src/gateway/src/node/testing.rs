@@ -194,7 +194,7 @@ impl Sshd {
 
     fn node_at(&self, name: &str, address: Address) -> SshNode {
         let settings = Settings {
-            name: name.parse::<NodeName>().unwrap(),
+            name: name.parse::<NodeName>().unwrap().into(),
             address,
             host_keys: vec![self.host_key.public()],
             key: self.key.clone(),

@@ -107,7 +107,7 @@ impl LogFile {
         }
         Err(ProviderError::Engine {
             provider: self.provider,
-            node: self.node.name().clone(),
+            node: self.node.name(),
             operation: "read log",
             problem: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             remedy: None,

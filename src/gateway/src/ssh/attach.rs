@@ -71,7 +71,7 @@ pub async fn run(
         )
         .await;
     }
-    join(channel, io, session, &farewell).await
+    join(channel, io, session, &*farewell).await
 }
 
 async fn fail(io: &mut Io, message: &str, exit_code: u8) -> u8 {
@@ -84,7 +84,7 @@ async fn join(
     channel: russh::Channel<client::Msg>,
     io: Io,
     session: &ChannelWriteHalf<server::Msg>,
-    farewell: &str,
+    farewell: &(dyn Fn() -> String + Sync),
 ) -> u8 {
     let (mut read, write) = channel.split();
     let Io {
@@ -104,9 +104,7 @@ async fn join(
         let mut exit_code = 5;
         loop {
             let Some(message) = read.wait().await else {
-                let _ = session
-                    .extended_data_bytes(STDERR, farewell.to_owned())
-                    .await;
+                let _ = session.extended_data_bytes(STDERR, farewell()).await;
                 break;
             };
             let forwarded = match message {

@@ -19,7 +19,7 @@ use russh::Channel;
 use russh::client::{self, Handle};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{broadcast, mpsc, watch};
-use vendetta_proto::NodeName;
+use vendetta_sshio::relay::Farewell;
 
 use super::forward;
 use super::handler::Shared;
@@ -38,8 +38,8 @@ pub struct Link(Arc<Linked>);
 
 struct Linked {
     agent: Handle<AgentHandler>,
-    /// The node that the agent is on.
-    node: NodeName,
+    /// Where the agent is.
+    target: Arc<AgentTarget>,
     /// A session that was opened ahead of need.
     spare: Mutex<Option<Channel<client::Msg>>>,
 }
@@ -73,7 +73,7 @@ pub struct OpenedSession {
     pub channel: Channel<client::Msg>,
     /// What its user reads on standard error when the connection to the
     /// environment is lost.
-    pub farewell: String,
+    pub farewell: Farewell,
 }
 
 type Outcome = Option<Result<Link, LinkError>>;
@@ -233,13 +233,17 @@ impl Environment {
             let workspaces = &self.0.shared.services.workspaces;
             workspaces.attached(&self.0.workspace);
         }
+        // Not the link itself: it ends with the last who holds it.
+        let target = Arc::clone(&link.0.target);
         match opened {
             Ok(channel) => Ok(OpenedSession {
                 channel,
-                farewell: stderr_line(&format!(
-                    "the connection to the environment on node {} was lost",
-                    link.0.node
-                )),
+                farewell: Box::new(move || {
+                    stderr_line(&format!(
+                        "the connection to the environment on node {} was lost",
+                        target.node.name()
+                    ))
+                }),
             }),
             Err(error) => Err(LinkError {
                 message: format!("opening a session in the environment: {error}"),
@@ -260,10 +264,10 @@ impl Connecting {
     /// Makes the link; returns the channels that the environment opens.
     async fn run(self) -> Option<mpsc::Receiver<EnvironmentOpen>> {
         match self.connect().await {
-            Ok((connection, node)) => {
+            Ok((connection, target)) => {
                 let link = Link(Arc::new(Linked {
                     agent: connection.handle,
-                    node,
+                    target,
                     spare: Mutex::new(connection.spare),
                 }));
                 self.outcome.send_replace(Some(Ok(link)));
@@ -276,10 +280,10 @@ impl Connecting {
         }
     }
 
-    async fn connect(&self) -> Result<(AgentConnection, NodeName), LinkError> {
+    async fn connect(&self) -> Result<(AgentConnection, Arc<AgentTarget>), LinkError> {
         let connect = |target: Arc<AgentTarget>| async move {
             let connection = self.pool.take(&target, &self.user).await?;
-            Ok((connection, target.node.name().clone()))
+            Ok((connection, target))
         };
         // Nobody watching is fine.
         let tell = |progress| drop(self.progress.send(progress));

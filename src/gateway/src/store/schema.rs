@@ -97,6 +97,11 @@ pub(super) const MIGRATIONS: &[&str] = &[
         UNIQUE (workspace, key)
     ) STRICT;
 ",
+    "
+    -- Whether anything of it may be on its node.
+    ALTER TABLE workspaces ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;
+    UPDATE workspaces SET begun = 1 WHERE boot > 0;
+",
 ];
 
 /// Opens the file and brings it up to date.

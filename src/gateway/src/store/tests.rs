@@ -33,6 +33,7 @@ fn workspace(name: &str, owner: &str) -> WorkspaceRow {
         config: ProjectConfig::default(),
         record: Record::NEW,
         provisioned: 0,
+        begun: false,
         host_key: "secret".to_owned(),
         created: people::now(),
     }
@@ -380,6 +381,13 @@ async fn workspaces_of_an_older_file_are_kept() {
     };
     assert_eq!((row.name.as_str(), row.record), ("old", record));
     assert_eq!((row.provisioned, row.created.as_millisecond()), (1, 4));
+    assert!(row.begun, "one that was started may be there");
+    let new = workspace("new", "alice");
+    store.add_workspace(&new).await.unwrap();
+    assert_eq!(store.workspaces().await.unwrap()[0], new);
+    store.save_begun(&new.id).await.unwrap();
+    assert!(store.workspaces().await.unwrap()[0].begun);
+    store.forget_workspace(&new.id).await.unwrap();
     record.desired = Desired::Idle;
     store.save_record(&row.id, record).await.unwrap();
     assert_eq!(store.workspaces().await.unwrap()[0].record, record);

@@ -29,6 +29,8 @@ pub struct WorkspaceRow {
     /// The generation of the environment that was set up last: its repository
     /// cloned, its create hook run. 0: none yet.
     pub provisioned: u64,
+    /// Whether anything of it may be on its node: saved before anything is put there.
+    pub begun: bool,
     /// Private host key of its agent, OpenSSH PEM.
     pub host_key: String,
     /// When it was created.
@@ -51,8 +53,8 @@ impl Store {
             name_is_free(transaction, row.name.as_str())?;
             transaction.execute(
                 "INSERT INTO workspaces (id, name, owner, node, provider, config, desired,
-                                         generation, boot, host_key, created, provisioned)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                                         generation, boot, host_key, created, provisioned, begun)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
                 params![
                     row.id.as_str(),
                     row.name.as_str(),
@@ -66,6 +68,7 @@ impl Store {
                     row.host_key,
                     row.created.as_millisecond(),
                     signed(row.provisioned),
+                    row.begun,
                 ],
             )?;
             Ok(())
@@ -117,6 +120,22 @@ impl Store {
         .await
     }
 
+    /// Saves that something of it may be on its node from now on.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn save_begun(&self, id: &WorkspaceId) -> Result<(), StoreError> {
+        let id = id.clone();
+        self.write("save workspace", move |transaction| {
+            transaction.execute(
+                "UPDATE workspaces SET begun = 1 WHERE id = ?1",
+                [id.as_str()],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Deletes a workspace of which nothing is left; gone already is fine.
     ///
     /// # Errors
@@ -138,7 +157,7 @@ impl Store {
         self.write("read workspaces", |transaction| {
             let mut statement = transaction.prepare(
                 "SELECT id, name, owner, node, provider, config, desired, generation, boot,
-                        host_key, created, provisioned
+                        host_key, created, provisioned, begun
                  FROM workspaces ORDER BY name",
             )?;
             let mut rows = statement.query([])?;
@@ -167,6 +186,7 @@ impl Store {
                     host_key: row.get(9)?,
                     created: timestamp(row.get(10)?)?,
                     provisioned: unsigned(row.get(11)?),
+                    begun: row.get(12)?,
                 });
             }
             Ok(found)

@@ -213,8 +213,10 @@ impl Actor {
     }
 
     async fn recover(&mut self, record: Record) {
+        let never_made = record.desired == Desired::Destroyed && !self.entry.begun();
         let found = match self.inspect().await {
             Ok(found) => Some(found),
+            Err(_) if never_made => Some(Found::Absent),
             Err(error) => {
                 self.failure = Some(failure("look at the environment", &error));
                 None
@@ -288,8 +290,7 @@ impl Actor {
         let before = self.machine;
         let (machine, effects) = before.step(Event::Asked(request));
         if before.record().desired == Desired::Destroyed && request != Request::Destroy {
-            let gone = WorkspaceError::not_found(self.entry.reference.name.as_str());
-            return Operation::ended(Err(gone), None);
+            return Operation::ended(Err(self.entry.being_destroyed()), None);
         }
         let joins = before.work().is_some() && machine.record() == before.record();
         if !joins {
@@ -339,9 +340,15 @@ impl Actor {
         }
         self.take(machine, effects).await;
         if self.machine.work().is_none() {
-            self.rest(|actor| match actor.machine.phase() {
-                Phase::Failed => Err(result.err().unwrap_or_else(|| actor.not_saved())),
-                _ => Ok(()),
+            self.rest(|actor| {
+                if !actor.machine.has_failed() {
+                    return Ok(());
+                }
+                let error = result.err().unwrap_or_else(|| actor.not_saved());
+                Err(match actor.machine.record().desired {
+                    Desired::Destroyed => actor.entry.held_up(error),
+                    _ => error,
+                })
             });
         }
     }
@@ -437,7 +444,7 @@ impl Actor {
     /// Shows everybody how it is.
     fn publish(&mut self) {
         let phase = self.machine.phase();
-        if phase != Phase::Failed {
+        if !self.machine.has_failed() {
             self.failure = None;
         }
         if !matches!(phase, Phase::Starting | Phase::Running | Phase::Failed) {

@@ -2,10 +2,11 @@
 //! latest snapshot of what does, and the way to ask for something.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
+use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
 use super::activity::Activity;
@@ -85,6 +86,8 @@ pub(super) struct Entry {
     pub inbox: mpsc::Sender<Message>,
     /// The generation of the environment that was set up last.
     provisioned: AtomicU64,
+    /// Whether anything of it may be on its node.
+    begun: AtomicBool,
     /// What uses it.
     pub activity: Activity,
     /// Who comes to its agent end to end.
@@ -115,6 +118,7 @@ impl Entry {
             host_key,
             inbox,
             provisioned: AtomicU64::new(row.provisioned),
+            begun: AtomicBool::new(row.begun),
             activity: Activity::default(),
             gate: Gate::default(),
             ports: watch::Sender::default(),
@@ -179,6 +183,56 @@ impl Entry {
     /// To be called once that is saved.
     pub(super) fn set_provisioned(&self, generation: u64) {
         self.provisioned.store(generation, Ordering::Relaxed);
+    }
+
+    /// Whether anything of it may be on its node. When not, it is destroyed
+    /// without a word to its engine.
+    pub(super) fn begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// To be called once that is saved, and before anything is put there.
+    pub(super) fn set_begun(&self) {
+        self.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// What a destroy that could not be done now waits for.
+    fn awaited(&self) -> String {
+        let node = self.node.name();
+        let away = self.node.health().state == NodeState::Down;
+        match self.spec.provider {
+            ProviderKind::Docker | ProviderKind::Lxc if !away => {
+                format!("{} on node {node} answers", self.spec.provider)
+            }
+            _ => format!("node {node} is back"),
+        }
+    }
+
+    /// What those are told who ask something else of a workspace that is being destroyed.
+    pub(super) fn being_destroyed(&self) -> WorkspaceError {
+        let problem = match self.snapshot().failure {
+            Some(failure) => format!(
+                "it is being destroyed, which goes on when {}: {}",
+                self.awaited(),
+                failure.cause
+            ),
+            None => "it is being destroyed".to_owned(),
+        };
+        let status = format!("ssh vendetta workspace status {}", self.reference.name);
+        WorkspaceError::new(ErrorKind::Conflict, self.context(), problem).with_remedy(status)
+    }
+
+    /// What those are told who asked for a destroy that `error` holds up.
+    pub(super) fn held_up(&self, error: WorkspaceError) -> WorkspaceError {
+        if error.kind != ErrorKind::Unavailable {
+            return error;
+        }
+        let problem = format!(
+            "it is being destroyed, which goes on by itself when {}: {}",
+            self.awaited(),
+            error.problem
+        );
+        WorkspaceError { problem, ..error }
     }
 
     /// What it was given, before anything listens there.

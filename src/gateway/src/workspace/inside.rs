@@ -17,6 +17,7 @@ use super::error::Explain;
 use super::hook::Place;
 use super::manager::{WorkspaceRef, Workspaces};
 use super::service::{self, ServiceRequest};
+use super::state::{Desired, Phase};
 use super::{ErrorKind, Operation, ProgressSink, WorkspaceError};
 use crate::access::Authorized;
 use crate::agent::client::{AgentClient, Answers, Output};
@@ -66,7 +67,15 @@ impl Workspaces {
         let about = entry.context();
         let snapshot = entry.snapshot();
         let Some(target) = snapshot.target else {
-            let problem = format!("it is {}, so none of its services run", snapshot.phase);
+            if snapshot.record.desired == Desired::Destroyed {
+                return Err(entry.being_destroyed());
+            }
+            let problem = match snapshot.phase {
+                Phase::Created | Phase::Stopped => {
+                    format!("it is {}; bring it up first", snapshot.phase)
+                }
+                phase => format!("it is {phase}, so nothing in it can be asked"),
+            };
             let up = format!("ssh vendetta workspace up {}", entry.reference.name);
             return Err(WorkspaceError::new(ErrorKind::Conflict, about, problem).with_remedy(up));
         };

@@ -245,6 +245,7 @@ impl Workspaces {
             config: spec.config,
             record: Record::NEW,
             provisioned: 0,
+            begun: false,
             host_key,
             created: jiff::Timestamp::now(),
         };
@@ -419,7 +420,8 @@ impl Workspaces {
     /// `auto_up` allows.
     ///
     /// # Errors
-    /// When it is down on purpose or not to be brought up by connecting (4).
+    /// When it is down on purpose, not to be brought up by connecting, or being
+    /// destroyed (4).
     pub async fn agent(
         &self,
         workspace: &Authorized<WorkspaceRef>,
@@ -439,7 +441,7 @@ impl Workspaces {
             Err(error.with_remedy(up))
         };
         match (desired, auto_up) {
-            (Desired::Destroyed, _) => Err(WorkspaceError::not_found(workspace.name.as_str())),
+            (Desired::Destroyed, _) => Err(entry.being_destroyed()),
             (Desired::Down, AutoUp::Unless | AutoUp::Never) => {
                 refuse("it was taken down on purpose".to_owned())
             }

@@ -12,8 +12,10 @@
 //!      └────────────────────────────────────┘ down
 //!
 //!   running ── went idle ──▶ stopping
-//!   starting, stopping, destroying ── failed work ──▶ failed
+//!   starting, stopping ── failed work ──▶ failed
 //!   any ── destroy ──▶ destroying ── done ──▶ destroyed (the end)
+//!                       │     ▲
+//!            failed work└─────┘ looked at
 //! ```
 //!
 //! A command changes the [`Record`], which is saved before anything is done
@@ -183,7 +185,7 @@ pub enum Phase {
     Stopped,
     /// The last work on it failed.
     Failed,
-    /// Being removed.
+    /// Being removed, or to be removed as soon as that can be done.
     Destroying,
     /// Gone.
     Destroyed,
@@ -282,12 +284,20 @@ impl Machine {
             Life::Created => Phase::Created,
             Life::Running => Phase::Running,
             Life::Stopped => Phase::Stopped,
+            // Nothing else comes of it, however long it takes.
+            Life::Failed { .. } if self.record.desired == Desired::Destroyed => Phase::Destroying,
             Life::Failed { .. } => Phase::Failed,
             Life::Working(Work::Start { .. }) => Phase::Starting,
             Life::Working(Work::Stop) => Phase::Stopping,
             Life::Working(Work::Destroy) => Phase::Destroying,
             Life::Destroyed => Phase::Destroyed,
         }
+    }
+
+    /// Whether the last work on it failed, and nothing has been tried since.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.life, Life::Failed { .. })
     }
 
     /// The same, failed: an effect could not be carried out, and what was

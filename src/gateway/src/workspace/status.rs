@@ -35,7 +35,7 @@ pub struct WorkspaceStatus {
     pub created: jiff::Timestamp,
     /// Since when it is in `state`.
     pub since: jiff::Timestamp,
-    /// Why it failed, in state `failed`.
+    /// Why it failed, in state `failed`; in state `destroying`, what holds that up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
     /// Anything else worth knowing, such as how it ended by itself.

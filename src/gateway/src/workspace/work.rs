@@ -188,6 +188,7 @@ async fn start_environment(
         agent,
         run_dir: run_dir(node.as_ref(), &entry.reference.id),
     };
+    begin(services, entry, provider.as_ref()).await?;
     node.make_dir(&environment.run_dir)
         .await
         .map_err(|error| error.explain(&about))?;
@@ -217,6 +218,26 @@ async fn start_environment(
         endpoint: placement.endpoint,
         host_key: entry.host_public.clone(),
     })
+}
+
+/// Remembers that something of it may be on its node from now on, once its
+/// engine has answered: one that nothing was ever made of is destroyed
+/// whether its engine is there or not.
+async fn begin(
+    services: &Services,
+    entry: &Entry,
+    provider: &dyn Provider,
+) -> Result<(), WorkspaceError> {
+    if entry.begun() {
+        return Ok(());
+    }
+    let (id, about) = (&entry.reference.id, entry.context());
+    let found = provider.inspect(id).await;
+    found.map_err(|error| error.explain(&about))?;
+    let saved = services.store.save_begun(id).await;
+    saved.map_err(|error| error.explain(&about))?;
+    entry.set_begun();
+    Ok(())
 }
 
 /// Takes the environment down; what runs in it is told before, where its agent is known.
@@ -290,6 +311,9 @@ fn too_long(about: &str, what: &str) -> WorkspaceError {
 
 /// Removes all of it.
 pub(super) async fn destroy(entry: &Entry, context: &Context) -> Result<(), WorkspaceError> {
+    if !entry.begun() {
+        return Ok(());
+    }
     let (_, provider) = entry.place()?;
     let step = context.progress.step("remove");
     let removed = provider.destroy(&entry.reference.id).await;

@@ -137,6 +137,8 @@ async fn users_are_for_admins_and_the_last_admin_stays() {
     let ran = lab.run("user remove alice --yes").await;
     assert_eq!(ran.code(), 4);
     assert!(ran.stderr.contains("mine"), "{}", ran.stderr);
+    let listed = lab.run("user list --json").await.json();
+    assert_eq!(listed["users"][0]["keys"], 1, "{listed}");
     let table = lab.run("user list").await.stdout;
     assert!(
         table.contains("root-user") && table.contains("member"),

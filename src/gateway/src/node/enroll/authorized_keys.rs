@@ -90,6 +90,6 @@ pub async fn withdraw(node: &SshNode, key: &PublicKey) -> Result<bool, NodeError
         .script(REMOVE, &[kind.as_bytes(), blob.as_bytes()], Bytes::new())
         .await;
     let said = output.and_then(|output| said(&output));
-    let said = said.map_err(|trouble| trouble.during(node.name(), "write", "authorized_keys"));
+    let said = said.map_err(|trouble| trouble.during(&node.name(), "write", "authorized_keys"));
     Ok(said? == "removed")
 }

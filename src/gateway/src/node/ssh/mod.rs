@@ -42,7 +42,8 @@ use vendetta_proto::NodeName;
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
 use super::{
-    Arch, ByteStream, Command, MAX_SOCKET_PATH, NodeError, NodeTransport, Output, Refusal,
+    Arch, ByteStream, Command, CurrentName, MAX_SOCKET_PATH, NodeError, NodeTransport, Output,
+    Refusal,
 };
 use connection::{Connector, OpenError, Target};
 use link::Link;
@@ -66,7 +67,7 @@ const OLD_LOGIN: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Its name.
-    pub name: NodeName,
+    pub name: CurrentName,
     /// Where it is, and the user there.
     pub address: Address,
     /// The host keys that it may prove: those pinned when it was added.
@@ -82,7 +83,7 @@ pub struct Settings {
 /// When this is dropped the connection is closed.
 #[derive(Debug)]
 pub struct SshNode {
-    name: NodeName,
+    name: CurrentName,
     state_dir: PathBuf,
     connector: Arc<Connector>,
     link: Arc<Link>,
@@ -122,6 +123,12 @@ impl SshNode {
         }
     }
 
+    /// Its name, to give it another or to share it with one that takes its place.
+    #[must_use]
+    pub fn current_name(&self) -> &CurrentName {
+        &self.name
+    }
+
     /// Where it is.
     #[must_use]
     pub fn address(&self) -> &Address {
@@ -155,7 +162,7 @@ impl SshNode {
         subject: impl Into<String>,
     ) -> impl FnOnce(Trouble) -> NodeError {
         let subject = subject.into();
-        move |trouble| trouble.during(&self.name, operation, subject)
+        move |trouble| trouble.during(&self.name.get(), operation, subject)
     }
 
     async fn run(&self, job: Job) -> Result<Output, Trouble> {
@@ -234,8 +241,8 @@ impl SshNode {
 
 #[async_trait]
 impl NodeTransport for SshNode {
-    fn name(&self) -> &NodeName {
-        &self.name
+    fn name(&self) -> NodeName {
+        self.name.get()
     }
 
     fn state_dir(&self) -> &Path {
@@ -245,7 +252,7 @@ impl NodeTransport for SshNode {
     async fn open_unix(&self, path: &Path) -> Result<Box<dyn ByteStream>, NodeError> {
         if path.as_os_str().len() > MAX_SOCKET_PATH {
             return Err(NodeError::SocketPath {
-                node: self.name.clone(),
+                node: self.name.get(),
                 path: path.to_owned(),
                 max: MAX_SOCKET_PATH,
             });

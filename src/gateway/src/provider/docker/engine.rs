@@ -94,7 +94,7 @@ impl Engine {
     pub(super) fn unavailable(&self, problem: String, remedy: Option<String>) -> ProviderError {
         ProviderError::Unavailable {
             provider: ProviderKind::Docker,
-            node: self.node.name().clone(),
+            node: self.node.name(),
             problem,
             remedy,
         }
@@ -126,7 +126,7 @@ impl Engine {
             .then(|| "make room on the node, for instance: docker system prune".to_owned());
         ProviderError::Engine {
             provider: ProviderKind::Docker,
-            node: self.node.name().clone(),
+            node: self.node.name(),
             operation,
             problem,
             remedy,
@@ -140,7 +140,7 @@ impl Engine {
             Some(Ok(unusable)) => match *unusable {
                 Unusable::Node(error) => ProviderError::Node(error),
                 other => {
-                    let (problem, remedy) = other.explain(self.node.name());
+                    let (problem, remedy) = other.explain(&self.node.name());
                     self.unavailable(problem, Some(remedy))
                 }
             },

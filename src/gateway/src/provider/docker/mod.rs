@@ -320,7 +320,7 @@ impl Provider for Docker {
             .tail(&tail)
             .build();
         let client = self.engine.client().await?;
-        let node = self.engine.node().name().clone();
+        let node = self.engine.node().name();
         let lines = client.logs(&container.id, Some(query)).map(move |line| {
             line.map(bollard::container::LogOutput::into_bytes)
                 .map_err(|error| ProviderError::Engine {
@@ -363,7 +363,7 @@ impl Provider for Docker {
             .since(&since)
             .filters(&filters)
             .build();
-        let node = self.engine.node().name().clone();
+        let node = self.engine.node().name();
         let events = client.events(Some(options)).filter_map(move |event| {
             let found = match event {
                 Ok(event) => event

@@ -126,7 +126,7 @@ impl Host {
     fn failed(&self, operation: &'static str, problem: impl Into<String>) -> ProviderError {
         ProviderError::Engine {
             provider: ProviderKind::Host,
-            node: self.node.name().clone(),
+            node: self.node.name(),
             operation,
             problem: problem.into(),
             remedy: None,

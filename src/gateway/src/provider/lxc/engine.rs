@@ -149,7 +149,7 @@ impl Engine {
                 Err(error) => return Err(error.into()),
             }
         }
-        let (problem, remedy) = looked.explain(self.node.name());
+        let (problem, remedy) = looked.explain(&self.node.name());
         Err(self.unavailable(problem, Some(remedy)))
     }
 
@@ -277,7 +277,7 @@ impl Engine {
     pub(super) fn unavailable(&self, problem: String, remedy: Option<String>) -> ProviderError {
         ProviderError::Unavailable {
             provider: ProviderKind::Lxc,
-            node: self.node.name().clone(),
+            node: self.node.name(),
             problem,
             remedy,
         }
@@ -294,7 +294,7 @@ impl Engine {
         });
         ProviderError::Engine {
             provider: ProviderKind::Lxc,
-            node: self.node.name().clone(),
+            node: self.node.name(),
             operation,
             problem,
             remedy,

@@ -319,7 +319,7 @@ impl Qemu {
             _ => {
                 return Err(ProviderError::Unavailable {
                     provider: vendetta_proto::spec::ProviderKind::Qemu,
-                    node: node.name().clone(),
+                    node: node.name(),
                     problem: "neither curl nor wget is installed, to download the image".to_owned(),
                     remedy: Some("on the node: apt install curl".to_owned()),
                 });
@@ -371,7 +371,7 @@ impl Qemu {
     fn not_had(&self, url: &str, problem: String, remedy: &str) -> ProviderError {
         ProviderError::Engine {
             provider: vendetta_proto::spec::ProviderKind::Qemu,
-            node: self.machines.node.name().clone(),
+            node: self.machines.node.name(),
             operation: "download image",
             problem: format!("{url}: {problem}"),
             remedy: Some(remedy.to_owned()),

@@ -143,7 +143,7 @@ impl Qemu {
         };
         Err(ProviderError::Unavailable {
             provider: ProviderKind::Qemu,
-            node: node.name().clone(),
+            node: node.name(),
             problem: missing,
             remedy: Some(format!("on the node: apt install {package} qemu-utils")),
         })
@@ -189,7 +189,7 @@ impl Qemu {
 fn failed(node: &dyn NodeTransport, operation: &'static str, problem: String) -> ProviderError {
     ProviderError::Engine {
         provider: ProviderKind::Qemu,
-        node: node.name().clone(),
+        node: node.name(),
         operation,
         problem,
         remedy: None,
