@@ -76,6 +76,8 @@ pub struct Placement {
     pub log_dir: Option<PathBuf>,
     /// Working directory of sessions, as the agent sees it.
     pub workdir: PathBuf,
+    /// Where its other disks are ([`vendetta_proto::agent::AgentConfig::volumes`]).
+    pub volumes: Vec<PathBuf>,
     /// Environment variables of sessions and services: the config's.
     pub env: BTreeMap<String, String>,
     /// Whether the environment has a network of its own

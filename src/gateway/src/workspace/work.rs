@@ -394,6 +394,7 @@ async fn ready(
 /// Tells how an environment ended, with the last lines of its log.
 pub(super) fn how_it_ended(exit: &Exit) -> String {
     let status = match exit.status {
+        volumes: placement.volumes.clone(),
         Some(status) => format!("its agent ended with status {status}"),
         None => "its agent ended".to_owned(),
     };

@@ -186,6 +186,7 @@ impl Provider for Lxc {
     async fn start(&self, environment: &Environment) -> Result<(), ProviderError> {
         let _lock = self.lock(&environment.id).await;
         let instance = self.only(&environment.id).await?;
+            volumes: Vec::new(),
         self.settle(&instance.name).await?;
         // What went on may have been its start.
         let instance = self.only(&environment.id).await?;
