@@ -46,8 +46,8 @@ fn hooks_run_in_the_environment_at_their_moment() {
     gateway.control("workspace rebuild ws").ok();
     assert_eq!(
         notes(&gateway),
-        format!("{second} {first}"),
-        "a new environment is created anew"
+        format!("{second} down {first}"),
+        "the old environment is left, and a new one is created anew"
     );
 }
 

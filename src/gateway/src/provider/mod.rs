@@ -143,6 +143,11 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
         Duration::from_secs(30)
     }
 
+    /// How long an environment whose agent answers may take to add its users.
+    fn users_limit(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// How long an environment may take to end before it is made to.
     fn stop_grace(&self) -> Duration {
         Duration::from_secs(10)
