@@ -41,9 +41,16 @@ fn a_config_is_checked_from_anywhere_in_its_project_and_over_plain_ssh() {
     }
     let json = check(&root, "config check --json").ok().json();
     assert_eq!(json["services"], serde_json::json!(["db", "web"]));
+    let whole = Run::new("tar").current_dir(&root).args(["c", "."]);
+    let over_ssh = |stdin: Vec<u8>| gateway.control("config check --config -").stdin(stdin);
+    let over_ssh_said = over_ssh(whole.ok().stdout).ok().text();
+    assert_eq!(over_ssh_said, said.trim_end());
+    // What it is built from did not come along.
     let file = fs::read(root.join(".vendetta/config.yaml")).expect("the config");
-    let over_ssh = gateway.control("config check --config -").stdin(file).ok();
-    assert_eq!(over_ssh.text(), said.trim_end());
+    let run = over_ssh(file).finish().exits(2);
+    for words in ["1:10", "were not sent", "tar c ."] {
+        assert!(run.error_text().contains(words), "{words}: {run}");
+    }
 
     put(
         &root.join("wrong.yaml"),

@@ -92,7 +92,10 @@ fn every_command_has_help_with_examples_and_json() {
             );
         }
     }
+    let local = gateway.front().args(["help", "--json"]).ok().json();
+    assert!(local["help"].to_string().contains("Examples:"), "{local}");
     for line in [
+        "help --json",
         "status --json",
         "whoami --json",
         "version --json",

@@ -94,9 +94,9 @@ fn an_image_with_its_environment_users_directories_and_volumes() {
     assert_eq!(checked["config"]["ports"], serde_json::json!([3000]));
     assert_eq!(checked["config"]["name"], "a-site");
 
-    // Both disks survive a rebuild; nothing survives the workspace.
-    let write = "echo kept | tee /cache/file >/workspaces/site/file";
-    gateway.exec("ws+root", write).ok();
+    // Both disks are the user's and survive a rebuild; nothing survives the workspace.
+    let write = "echo kept | tee /cache/file >/workspaces/site/file; stat -c %U:%G /cache";
+    assert_eq!(gateway.exec("ws", write).ok().text(), "dev:dev");
     gateway.control("workspace rebuild ws").ok();
     let read = gateway
         .exec("ws", "cat /cache/file /workspaces/site/file; echo $PATH")

@@ -46,8 +46,8 @@ fn hooks_run_in_the_environment_at_their_moment() {
     gateway.control("workspace rebuild ws").ok();
     assert_eq!(
         notes(&gateway),
-        format!("{second} {first}"),
-        "a new environment is created anew"
+        format!("{second} down {first}"),
+        "the old environment is left, and a new one is created anew"
     );
 }
 
@@ -111,6 +111,29 @@ fn the_attach_hook_runs_beside_the_first_session_of_each_client_and_says_nothing
             told.lines().count() == clients
         });
         assert!(told.lines().all(|line| line == "attached"), "{told}");
+    }
+}
+
+#[test]
+fn whoever_brings_a_workspace_up_gets_in_before_its_up_hook_ends_and_is_attached_after_it() {
+    let gateway = Gateway::docker();
+    gateway.create(
+        "ws",
+        &config(
+            "auto_up: always\nhooks:\n  up: \"until [ -e go ]; do sleep 0.1; done; echo up >>notes\"\n  \
+             attach: echo attach >>notes\n  down: rm go\n",
+        ),
+    );
+    for starts in 1..=2 {
+        // Long enough for an attach hook that does not wait.
+        gateway.exec("ws", "sleep 1; touch go").ok();
+        let mut told = String::new();
+        vendetta_tests::eventually("both hooks have run", || {
+            told = notes_seen_by_the_engine(&gateway);
+            told.lines().count() == 2 * starts
+        });
+        assert_eq!(told.trim(), ["up\nattach"].repeat(starts).join("\n"));
+        gateway.control("workspace down ws").ok();
     }
 }
 

@@ -67,6 +67,29 @@ fn flags_make_a_workspace_as_a_config_does() {
 }
 
 #[test]
+fn a_user_that_the_image_has_not_is_named_by_the_start_and_by_sessions() {
+    let gateway = Gateway::docker();
+    gateway.create("ws", &format!("{}user: ghost\n", docker(TOOLS)));
+    let up = gateway.control("workspace up ws").finish().exits(3);
+    for words in ["log in", "no user \"ghost\"", "name another as user"] {
+        assert!(up.error_text().contains(words), "{words}: {up}");
+    }
+    assert_eq!(gateway.state("ws"), "failed");
+    let session = gateway.exec("ws", "true").finish().exits(3);
+    let told = session.error_text();
+    assert!(told.contains("no user \"ghost\""), "{session}");
+    let asked = gateway.exec("ws+specter", "true").finish().exits(3);
+    let told = asked.error_text();
+    assert!(told.contains("no user \"specter\""), "{asked}");
+    // Somebody else gets in, and can add them.
+    let line = "ghost:x:4711:4711::/tmp:/bin/sh";
+    let add = format!("echo {line} >>/etc/passwd");
+    gateway.exec("ws+root", &add).ok();
+    gateway.control("workspace up ws").ok();
+    assert_eq!(gateway.exec("ws", "id -u").ok().text(), "4711");
+}
+
+#[test]
 fn the_container_is_labelled_limited_and_has_the_agent_as_its_first_process() {
     let gateway = Gateway::docker();
     let config = format!("{}resources: {{cpu: 0.5, memory: 256M}}\n", docker(TOOLS));

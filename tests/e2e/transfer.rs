@@ -223,6 +223,24 @@ fn a_missing_file_is_an_error_of_scp_s_own() {
 }
 
 #[test]
+fn files_for_the_gateway_itself_are_told_where_they_go() {
+    let gateway = Gateway::builder().start();
+    let admin = gateway.admin();
+    let file = gateway.scratch().join("file");
+    std::fs::write(&file, "text").expect("a file");
+    let words = "files go to a workspace: scp FILE WORKSPACE@HOST:";
+    for flag in ["-s", "-O"] {
+        let scp = admin.tool("scp").arg(flag).arg(&file);
+        let run = scp.arg("vendetta@gateway:").finish();
+        assert!(!run.status.success(), "{run}");
+        assert!(run.error_text().contains(words), "{run}");
+    }
+    let sftp = gateway.ssh("vendetta").args(["-s", "sftp"]);
+    let run = sftp.finish().exits(2);
+    assert_eq!(run.error_text(), format!("vendetta: {words}"));
+}
+
+#[test]
 fn an_image_without_an_sftp_server_still_serves_scp_and_sftp() {
     let gateway = Gateway::docker();
     gateway.workspace("bb", BUSYBOX);

@@ -234,6 +234,7 @@ impl Subject {
             user: placement.user.clone(),
             env: environment.config.env.clone(),
             workdir: Some(placement.workdir.clone()),
+            volumes: placement.volumes.clone(),
             services: BTreeMap::new(),
             host_ports: BTreeMap::new(),
             log_dir: placement.log_dir.clone(),

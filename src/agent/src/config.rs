@@ -78,6 +78,8 @@ pub struct Settings {
     pub env: BTreeMap<String, String>,
     /// Working directory of sessions.
     pub workdir: Option<PathBuf>,
+    /// Where other disks for the default user are.
+    pub volumes: Vec<PathBuf>,
     /// The services to look after.
     pub services: BTreeMap<ServiceName, Spec>,
     /// The port on the gateway's machine that leads to each service's port.
@@ -167,6 +169,7 @@ fn check(path: &Path, config: AgentConfig) -> Result<Settings, ConfigError> {
         user: config.user,
         env: config.env,
         workdir: config.workdir,
+        volumes: config.volumes,
         services,
         host_ports: config.host_ports,
         log_dir,

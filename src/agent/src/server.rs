@@ -136,14 +136,7 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
         stopping: CancellationToken::new(),
         closing: CancellationToken::new(),
     });
-    let default_user = agent.settings.user.as_deref();
-    if let (Some(directory), Some(user)) = (
-        &agent.settings.workdir,
-        default_user.and_then(|user| agent.users.by_specification(user)),
-    ) && let Err(error) = crate::disk::hand_over(directory, &user)
-    {
-        tracing::warn!(directory = %directory.display(), %error, "working directory");
-    }
+    hand_disks_over(&agent);
     let reaping = {
         let agent = Arc::clone(&agent);
         tokio::spawn(async move { agent.reaper.run().await })
@@ -173,6 +166,25 @@ async fn serve(settings: Settings) -> Result<(), ServeError> {
     reaping.abort();
     let _ = tokio::task::spawn_blocking(|| workers.stop()).await;
     Ok(())
+}
+
+/// Gives disks that are fresh to the default user.
+fn hand_disks_over(agent: &Agent) {
+    let Settings {
+        user,
+        workdir,
+        volumes,
+        ..
+    } = &agent.settings;
+    let user = user.as_deref();
+    let Some(user) = user.and_then(|user| agent.users.by_specification(user)) else {
+        return;
+    };
+    for directory in workdir.iter().chain(volumes) {
+        if let Err(error) = crate::disk::hand_over(directory, &user) {
+            tracing::warn!(directory = %directory.display(), %error, "handing over");
+        }
+    }
 }
 
 fn ssh_config(settings: &Settings) -> russh::server::Config {

@@ -18,6 +18,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::app::{ServeOptions, serve};
 use crate::config::Invalid;
+use crate::control;
 use crate::control::command::Command;
 use crate::control::config::{ConfigCommand, SCHEMA};
 
@@ -104,6 +105,9 @@ pub fn main() -> ExitCode {
     let line = match LocalCommandLine::try_parse_from(&words) {
         Ok(line) => line,
         Err(error) => {
+            if let Some(help) = help_in_json(&words) {
+                return print(help.as_bytes());
+            }
             // A reader that closed its end early (`vendetta help | head`) is no failure of ours.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
@@ -152,6 +156,18 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// The help that the command line asks for in JSON, if it does.
+fn help_in_json(words: &[OsString]) -> Option<String> {
+    let words = words.iter().skip(1);
+    let words: Vec<String> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    if !control::wants_json(&words) {
+        return None;
+    }
+    control::help_in_json(LocalCommandLine::command(), &words)
 }
 
 fn run_gateway(options: Serve) -> ExitCode {

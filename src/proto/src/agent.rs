@@ -48,6 +48,10 @@ pub struct AgentConfig {
     /// Working directory of sessions; none: the user's home.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<PathBuf>,
+    /// Where disks are, beside that of `workdir`, that are handed to the user
+    /// as long as nobody has used them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<PathBuf>,
     /// The services to look after. None runs until the gateway asks for it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub services: BTreeMap<ServiceName, Service>,

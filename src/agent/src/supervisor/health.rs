@@ -19,6 +19,10 @@ use crate::process::signal_group;
 
 /// Longest head of an HTTP answer that is looked at, in bytes.
 const LONGEST_HEAD: usize = 16 * 1024;
+/// How much of an HTTP answer is read after its status, in bytes.
+const LONGEST_REST: u64 = 4 << 20;
+/// How long that may take.
+const REST_LIMIT: Duration = Duration::from_secs(1);
 /// How much of a command's output is looked at for its last line, in bytes.
 const LONGEST_OUTPUT: usize = 4096;
 /// How long its last output may take to be read.
@@ -33,9 +37,14 @@ const LONGEST_REASON: usize = 200;
 pub async fn probe(agent: &Agent, spec: &Spec, check: &Check) -> Result<(), String> {
     let late = || format!("no answer within {}s", check.timeout.as_secs());
     match &check.target {
-        Target::Http { port, path } => timeout(check.timeout, http(*port, path))
-            .await
-            .unwrap_or_else(|_| Err(format!("GET {path} on port {port}: {}", late()))),
+        Target::Http { port, path } => {
+            let mut answer = None;
+            let healthy = timeout(check.timeout, http(*port, path, &mut answer)).await;
+            if let Some(answer) = answer {
+                let _ = timeout(REST_LIMIT, read_out(answer)).await;
+            }
+            healthy.unwrap_or_else(|_| Err(format!("GET {path} on port {port}: {}", late())))
+        }
         Target::Tcp(port) => match timeout(check.timeout, connect(*port)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(format!("port {port}: {error}")),
@@ -55,7 +64,8 @@ async fn connect(port: u16) -> io::Result<TcpStream> {
     }
 }
 
-async fn http(port: u16, path: &str) -> Result<(), String> {
+/// Asks for a path; `answer` is what is left of the answer once its status is known.
+async fn http(port: u16, path: &str, answer: &mut Option<TcpStream>) -> Result<(), String> {
     let failed = |error: io::Error| format!("GET {path} on port {port}: {error}");
     let mut stream = connect(port).await.map_err(failed)?;
     let request = format!(
@@ -66,8 +76,11 @@ async fn http(port: u16, path: &str) -> Result<(), String> {
     let mut head = Vec::new();
     loop {
         match status(&head) {
-            Head::Status(200..=399) => return Ok(()),
             Head::Status(status) => {
+                *answer = Some(stream);
+                if (200..=399).contains(&status) {
+                    return Ok(());
+                }
                 return Err(format!("GET {path} on port {port}: answered {status}"));
             }
             Head::Other => {
@@ -86,6 +99,14 @@ async fn http(port: u16, path: &str) -> Result<(), String> {
             ));
         }
     }
+}
+
+/// Takes an answer to its end, if that is not far: a connection that is closed
+/// with some of it unread is reset, and many a service logs that as an error.
+async fn read_out(answer: TcpStream) {
+    let mut rest = answer.take(LONGEST_REST);
+    // However it ends: what was asked is known.
+    let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
 }
 
 /// What the beginning of an HTTP/1 answer says.

@@ -56,6 +56,7 @@ impl Agent {
             user: None,
             env: [("FROM_WORKSPACE".to_owned(), "yes".to_owned())].into(),
             workdir: None,
+            volumes: Vec::new(),
             services: BTreeMap::new(),
             host_ports: BTreeMap::new(),
             log_dir: None,

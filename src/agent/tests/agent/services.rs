@@ -2,9 +2,11 @@
 //! others are told of them, and the gateway's questions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use vendetta_proto::ServiceName;
 use vendetta_proto::agent::AgentConfig;
@@ -253,6 +255,34 @@ fn http_and_tcp_checks_ask_the_port() {
     wait_until("it is healthy again", || {
         statuses(&agent)["web"].state == ServiceState::Healthy
     });
+}
+
+#[test]
+fn a_check_takes_the_answer_to_its_end_so_that_no_service_sees_a_reset() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        let mut request = [0; 4096];
+        let _ = stream.read(&mut request)?;
+        stream.write_all(b"HTTP/1.0 404 Not Found\r\n")?;
+        // Long after the status is known.
+        std::thread::sleep(Duration::from_millis(200));
+        stream.write_all(b"\r\n")?;
+        for _ in 0..64 {
+            stream.write_all(&[b'x'; 16 * 1024])?;
+        }
+        stream.shutdown(std::net::Shutdown::Write)?;
+        stream.read(&mut request)
+    });
+    let web = Service {
+        port: Some(port),
+        ..service("exec sleep 300")
+    };
+    let agent = start([("web", checked(Probe::Http("/".to_owned()), web))]);
+    let after = start_all(&agent);
+    assert_eq!(after["web"].state, ServiceState::Unhealthy);
+    assert_eq!(served.join().unwrap().unwrap(), 0, "closed, and not reset");
 }
 
 #[test]

@@ -66,6 +66,8 @@ pub enum AgentError {
         workspace: String,
         /// The user asked for.
         user: String,
+        /// Nobody asked for them: it is the user that the workspace is meant for.
+        is_default: bool,
     },
     /// A session with the agent broke off.
     #[error("asking the agent of workspace {workspace}: {source}")]
@@ -109,6 +111,20 @@ pub enum AgentError {
     },
 }
 
+/// The agent of `target` refused `login`, `[USER][+TERMINAL]`.
+fn no_user(target: &AgentTarget, login: &str) -> AgentError {
+    let named = !login.is_empty() && !login.starts_with('+');
+    let user = match &target.user {
+        Some(user) if !named => user,
+        _ => login,
+    };
+    AgentError::NoUser {
+        workspace: target.workspace.to_string(),
+        user: user.to_owned(),
+        is_default: !named,
+    }
+}
+
 impl AgentError {
     /// Whether the node cannot be reached: then nobody can say more about the agent.
     #[must_use]
@@ -121,6 +137,11 @@ impl AgentError {
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Unreachable { source, .. } => source.remedy(),
+            Self::NoUser {
+                is_default: true, ..
+            } => Some(
+                "use an image that has this user, or name another as user in the config".to_owned(),
+            ),
             Self::Handshake { .. }
             | Self::NoUser { .. }
             | Self::Session { .. }
@@ -379,10 +400,7 @@ impl Pool {
                 .await
                 .map_err(handshake)?;
             if !authenticated.success() {
-                return Err(AgentError::NoUser {
-                    workspace: workspace(),
-                    user: user.to_owned(),
-                });
+                return Err(no_user(target, user));
             }
             Ok(AgentConnection {
                 handle,

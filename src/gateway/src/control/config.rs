@@ -9,7 +9,7 @@ use super::command::{Done, Session};
 use super::failure::Failure;
 use super::text::printable;
 use crate::config::sent::{self, Sent};
-use crate::workspace::{Overrides, Spec};
+use crate::workspace::{Overrides, Spec, Wrong};
 
 /// The JSON schema of `.vendetta/config.yaml`, as it is generated from the types.
 pub const SCHEMA: &str = include_str!("../../../../config/vendetta.schema.json");
@@ -82,6 +82,17 @@ pub(super) async fn read_config(
     }
 }
 
+/// A build whose files did not come along to the command `context`.
+pub(super) fn no_files(context: &str) -> Wrong {
+    Wrong {
+        key: ["docker", "build"].map(str::to_owned).to_vec(),
+        problem: "an image is built from the project's files, and they were not sent".to_owned(),
+        remedy: Some(format!(
+            "send the whole project: tar c . | ssh vendetta {context} --config -"
+        )),
+    }
+}
+
 async fn check(session: &mut Session<'_>, flag: Option<&str>) -> Result<Done, Failure> {
     let context = "config check";
     if flag.is_none() {
@@ -92,8 +103,10 @@ async fn check(session: &mut Session<'_>, flag: Option<&str>) -> Result<Done, Fa
     let project = &sent.project;
     let spec = Spec::resolve(project.config.clone(), Overrides::default())
         .map_err(|wrong| Failure::wrong(project, wrong, false))?;
-    if let Some(build) = spec.build() {
-        sent.context(build)?;
+    if let Some(build) = spec.build()
+        && sent.context(build)?.is_none()
+    {
+        return Err(Failure::wrong(project, no_files(context), false));
     }
     // Without an order it was refused.
     let order = graph::order(&spec.config.services).unwrap_or_default();

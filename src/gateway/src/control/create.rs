@@ -8,7 +8,7 @@ use vendetta_proto::value::ByteSize;
 use vendetta_proto::{NodeName, WorkspaceName};
 
 use super::command::{Done, Session};
-use super::config::read_config;
+use super::config::{no_files, read_config};
 use super::failure::Failure;
 use super::lifecycle::{self, Change};
 use super::node::{self, permit};
@@ -17,7 +17,7 @@ use super::workspace::find;
 use crate::access::Action;
 use crate::inventory::{Address, InvalidAddress, NewNode};
 use crate::store::NodeRow;
-use crate::workspace::{ErrorKind, Overrides, Spec, Wrong, is_variable_name};
+use crate::workspace::{ErrorKind, Overrides, Spec, is_variable_name};
 
 /// Flags of `workspace create`; each wins over the project config.
 #[derive(Debug, Args)]
@@ -108,7 +108,13 @@ impl Create {
         let context = match spec.build() {
             Some(build) => match sent.context(build)? {
                 Some(context) => Some(context),
-                None => return Err(Failure::wrong(project, no_files(), false)),
+                None => {
+                    return Err(Failure::wrong(
+                        project,
+                        no_files("workspace create NAME"),
+                        false,
+                    ));
+                }
             },
             None => None,
         };
@@ -145,18 +151,6 @@ impl Create {
             "Workspace {name} created. Bring it up with: ssh vendetta workspace up {name}\n"
         );
         session.answer(&text, json!({})).await
-    }
-}
-
-/// A build whose files did not come along.
-fn no_files() -> Wrong {
-    Wrong {
-        key: ["docker", "build"].map(str::to_owned).to_vec(),
-        problem: "an image is built from the project's files, and they were not sent".to_owned(),
-        remedy: Some(
-            "send the whole project: tar c . | ssh vendetta workspace create NAME --config -"
-                .to_owned(),
-        ),
     }
 }
 

@@ -211,6 +211,16 @@ async fn help_is_for_stdout_and_a_wrong_line_for_stderr_with_status_2() {
             ran.stdout
         );
     }
+    for line in [
+        "help --json",
+        "--json workspace --help",
+        "workspace help up --json",
+    ] {
+        let ran = lab.run(line).await;
+        assert_eq!((ran.code(), ran.stderr.as_str()), (0, ""), "{line}");
+        let help = ran.json()["help"].to_string();
+        assert!(help.contains("Usage: vendetta"), "{line}: {help}");
+    }
     for (line, says) in [
         ("workspac list", "'workspace'"),
         ("workspace lst", "'list'"),

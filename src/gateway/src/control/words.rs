@@ -56,12 +56,15 @@ pub(super) fn parse(words: Vec<String>, console: &Console) -> Parsed {
         .color(color)
         .term_width(console.width());
     let parsed = tree
-        .try_get_matches_from(std::iter::once("vendetta".to_owned()).chain(words))
+        .try_get_matches_from(std::iter::once("vendetta".to_owned()).chain(words.iter().cloned()))
         .and_then(|matches| CommandLine::from_arg_matches(&matches));
     let error = match parsed {
         Ok(command) => return Parsed::Command(command),
         Err(error) => error,
     };
+    if json && let Some(help) = help_in_json(CommandLine::command(), &words) {
+        return Parsed::Help(help);
+    }
     let text = error.render();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Parsed::Help(styled(&text, console)),
@@ -88,8 +91,19 @@ fn styled(text: &clap::builder::StyledStr, console: &Console) -> String {
     }
 }
 
+/// The help that the words ask for, as an object; none when they ask for
+/// something else. Help is clap's own command, which takes no flag of ours.
+pub fn help_in_json(tree: clap::Command, words: &[String]) -> Option<String> {
+    let others = words.iter().filter(|word| *word != "--json").cloned();
+    let error = tree
+        .try_get_matches_from(std::iter::once("vendetta".to_owned()).chain(others))
+        .err()?;
+    (error.kind() == ErrorKind::DisplayHelp)
+        .then(|| format!("{}\n", json!({ "help": error.render().to_string() })))
+}
+
 /// Whether the words ask for JSON, readable or not.
-pub(super) fn wants_json(words: &[String]) -> bool {
+pub fn wants_json(words: &[String]) -> bool {
     words
         .iter()
         .take_while(|word| *word != "--")

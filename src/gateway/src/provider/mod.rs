@@ -76,6 +76,8 @@ pub struct Placement {
     pub log_dir: Option<PathBuf>,
     /// Working directory of sessions, as the agent sees it.
     pub workdir: PathBuf,
+    /// Where its other disks are ([`vendetta_proto::agent::AgentConfig::volumes`]).
+    pub volumes: Vec<PathBuf>,
     /// Environment variables of sessions and services: the config's.
     pub env: BTreeMap<String, String>,
     /// Whether the environment has a network of its own
@@ -139,6 +141,11 @@ pub trait Provider: Send + Sync + std::fmt::Debug {
     /// How long an environment may take from its start until its agent answers.
     fn ready_limit(&self) -> Duration {
         Duration::from_secs(30)
+    }
+
+    /// How long an environment whose agent answers may take to add its users.
+    fn users_limit(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// How long an environment may take to end before it is made to.

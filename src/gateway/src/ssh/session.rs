@@ -143,6 +143,13 @@ pub async fn control(shared: Shared, side: ClientSide, unknown: Option<String>) 
         return finish(read, &write, Some(&message), 3).await;
     }
 
+    if let Start::Line(line) = &start
+        && is_transfer(line)
+    {
+        let message = "files go to a workspace: scp FILE WORKSPACE@HOST:";
+        return finish(read, &write, Some(message), 2).await;
+    }
+
     let caller = Caller {
         principal: shared.principal.clone(),
         session_env: setup.env,
@@ -275,6 +282,13 @@ impl AgentAccess for ClientAgent {
         let channel = self.0.channel_open_agent().await;
         Ok(Box::new(channel.map_err(io::Error::other)?.into_stream()))
     }
+}
+
+/// Whether a client wants to copy files: with the subsystem of sftp and scp, or
+/// what scp -O and rsync run at the far end.
+fn is_transfer(line: &[u8]) -> bool {
+    let begins = [&b"scp -"[..], b"rsync --server"];
+    line == b"sftp" || begins.iter().any(|words| line.starts_with(words))
 }
 
 /// The variables that decide how output looks; no others reach a control command.

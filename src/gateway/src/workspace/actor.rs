@@ -424,6 +424,7 @@ impl Actor {
                         generation,
                         boot,
                         ssh_agent,
+                        before: target,
                         reached: tell,
                     };
                     work::start(&services, &entry, start, &context).await

@@ -175,6 +175,15 @@ impl Entry {
         }
     }
 
+    /// Waits until it is not on its way up.
+    pub(super) async fn started(&self) {
+        let mut snapshots = self.snapshot.subscribe();
+        // Fails only when the sender is gone, and we hold it.
+        let _ = snapshots
+            .wait_for(|snapshot| snapshot.phase != Phase::Starting)
+            .await;
+    }
+
     /// The generation of the environment that was set up last; 0: none.
     pub(super) fn provisioned(&self) -> u64 {
         self.provisioned.load(Ordering::Relaxed)

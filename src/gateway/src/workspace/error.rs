@@ -141,6 +141,7 @@ impl Explain for AgentError {
     fn explain(self, context: &str) -> WorkspaceError {
         let kind = match &self {
             Self::Refused { not_found, .. } if *not_found => ErrorKind::NotFound,
+            Self::NoUser { .. } => ErrorKind::NotFound,
             Self::Refused { .. } => ErrorKind::Conflict,
             _ => ErrorKind::Unavailable,
         };

@@ -22,6 +22,9 @@ use super::{ErrorKind, Operation, ProgressSink, WorkspaceError};
 use crate::access::Authorized;
 use crate::agent::client::{AgentClient, Answers, Output};
 
+/// How long the attach hook waits for the start that a session came with.
+const START_LIMIT: Duration = Duration::from_secs(3600);
+
 /// How long the attach hook may run.
 const ATTACH_LIMIT: Duration = Duration::from_secs(600);
 
@@ -294,7 +297,8 @@ impl Workspaces {
     }
 
     /// To be called when a client has its first session in the environment:
-    /// runs the attach hook beside it. What becomes of it is in the gateway's log.
+    /// runs the attach hook beside it, after the services and the up hook of a
+    /// start that is under way. What becomes of it is in the gateway's log.
     pub fn attached(&self, workspace: &Authorized<WorkspaceRef>) {
         let Ok(entry) = self.entry(workspace) else {
             return;
@@ -316,7 +320,12 @@ impl Workspaces {
                 let ran = place.hook(&step, &hook).await;
                 ran.map_err(|error| error.explain(&about, "hook attach"))
             };
-            match cancel.run_until_cancelled(tokio::time::timeout(ATTACH_LIMIT, run)).await {
+            let attach = async {
+                // One that takes longer is not waited for.
+                let _ = tokio::time::timeout(START_LIMIT, entry.started()).await;
+                tokio::time::timeout(ATTACH_LIMIT, run).await
+            };
+            match cancel.run_until_cancelled(attach).await {
                 Some(Ok(Err(error))) => tracing::warn!(workspace = %entry.reference.name, %error, "hook attach"),
                 Some(Err(_)) => tracing::warn!(workspace = %entry.reference.name, "hook attach took too long: given up"),
                 Some(Ok(Ok(()))) | None => {}

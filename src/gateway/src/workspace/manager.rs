@@ -91,6 +91,10 @@ pub struct AgentTarget {
     pub id: WorkspaceId,
     /// Another one at every start: an agent of another boot is another agent.
     pub boot: u64,
+    /// Which environment of the workspace it is in.
+    pub generation: u64,
+    /// The user of sessions whose login names none; none: the agent's own.
+    pub user: Option<String>,
     /// The node it is on.
     pub node: Arc<dyn NodeTransport>,
     /// Where it is on that node.

@@ -5,6 +5,9 @@
 //!   stop:  down hook ─▶ services ─▶ environment
 //! ```
 //!
+//! A start that replaces an environment that runs takes leave of it as a stop does.
+//!
+//!
 //! Sessions are let in as soon as the environment has been set up, so that
 //! they do not wait for services; and also when setting up failed, so that
 //! somebody can look why.
@@ -31,6 +34,7 @@ use super::service::{self, ServiceRequest};
 use super::services::{Services, allowed};
 use super::{ErrorKind, WorkspaceError};
 use crate::agent::client::AgentClient;
+use crate::agent::pool::AgentError;
 use crate::node::{AgentAccess, ByteStream, NodeTransport};
 use crate::provider::{
     Context, Endpoint, Environment, Exit, Placement, Provider, ProviderError, run_dir,
@@ -60,6 +64,9 @@ pub(super) struct Start {
     pub boot: u64,
     /// The ssh-agent of whoever asked.
     pub ssh_agent: Option<Arc<dyn AgentAccess>>,
+    /// The agent that was there, where it is known: of this environment, or of
+    /// the one that it replaces.
+    pub before: Option<Arc<AgentTarget>>,
     /// Is told where the agent is once sessions can be opened.
     pub reached: oneshot::Sender<Arc<AgentTarget>>,
 }
@@ -72,6 +79,13 @@ pub(super) async fn start(
     context: &Context,
 ) -> Result<(), WorkspaceError> {
     let about = entry.context();
+    if let Some(before) = &start.before
+        && before.generation != start.generation
+    {
+        let farewell = take_leave(services, entry, before, context);
+        let left = context.cancel.run_until_cancelled(farewell).await;
+        left.ok_or_else(|| ProviderError::Cancelled.explain(&about))?;
+    }
     let target = Arc::new(start_environment(services, entry, &start, context).await?);
     let Start {
         generation,
@@ -79,14 +93,22 @@ pub(super) async fn start(
         reached,
         ..
     } = start;
-    if is_plain(entry, generation) {
+    // The agent's own user is there.
+    if is_plain(entry, generation) && target.user.is_none() {
         let _ = reached.send(target);
         return Ok(());
     }
     let inside = async {
         let with_ssh_agent = ssh_agent.is_some();
-        let client = AgentClient::connect(&services.pool, &target, ssh_agent).await;
-        let client = client.map_err(|error| error.explain(&about))?;
+        let client = match log_in(services, entry, &target, ssh_agent).await {
+            Err(error @ AgentError::NoUser { .. }) => {
+                // Others can log in, and see which users there are.
+                let _ = reached.send(Arc::clone(&target));
+                let step = context.progress.step("log in");
+                return step.end(Err(error.explain(&about)));
+            }
+            client => client.map_err(|error| error.explain(&about))?,
+        };
         let place = Place {
             about: &about,
             client: &client,
@@ -101,6 +123,26 @@ pub(super) async fn start(
     match context.cancel.run_until_cancelled(inside).await {
         Some(result) => result,
         None => Err(ProviderError::Cancelled.explain(&about)),
+    }
+}
+
+/// Logs in as the user of sessions, whom the environment may be about to add.
+async fn log_in(
+    services: &Services,
+    entry: &Entry,
+    target: &AgentTarget,
+    ssh_agent: Option<Arc<dyn AgentAccess>>,
+) -> Result<Arc<AgentClient>, AgentError> {
+    let provider = entry.place().ok().map(|(_, provider)| provider);
+    let limit = provider.map_or(Duration::ZERO, |provider| provider.users_limit());
+    let deadline = Instant::now() + limit;
+    loop {
+        match AgentClient::connect(&services.pool, target, ssh_agent.clone()).await {
+            Err(AgentError::NoUser { .. }) if Instant::now() < deadline => {
+                sleep(MAX_READY_POLL).await;
+            }
+            client => return client,
+        }
     }
 }
 
@@ -214,6 +256,8 @@ async fn start_environment(
         workspace: entry.reference.name.clone(),
         id: entry.reference.id.clone(),
         boot: start.boot,
+        generation: start.generation,
+        user: placement.user,
         node,
         endpoint: placement.endpoint,
         host_key: entry.host_public.clone(),
@@ -374,6 +418,7 @@ fn agent_config(
         user: placement.user.clone(),
         env: placement.env.clone(),
         workdir: Some(placement.workdir.clone()),
+        volumes: placement.volumes.clone(),
         services: config.services.clone(),
         host_ports,
         log_dir: placement.log_dir.clone(),

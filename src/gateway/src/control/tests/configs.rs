@@ -21,6 +21,18 @@ fn samples(dir: &str) -> Vec<(String, Vec<u8>)> {
     samples
 }
 
+/// A project's files, packed.
+fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        builder.append_data(&mut header, path, *content).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
 impl Lab {
     async fn check(&self, config: &[u8], json: bool) -> Ran {
         let line = format!(
@@ -68,9 +80,18 @@ async fn a_config_is_shown_as_what_it_comes_to() {
     let all = samples("devcontainers");
     let build = all.iter().find(|(name, _)| name == "build").unwrap();
     let ran = lab.check(&build.1, false).await;
+    assert_eq!((ran.code(), ran.stdout.as_str()), (2, ""));
+    for words in ["devcontainer.json:3:", "were not sent", "tar c ."] {
+        assert!(ran.stderr.contains(words), "{words}: {}", ran.stderr);
+    }
+    let whole = archive(&[
+        (".devcontainer/devcontainer.json", &build.1),
+        (".devcontainer/Dockerfile", b"FROM x\n"),
+    ]);
+    let ran = lab.check(&whole, false).await;
     assert_eq!((ran.code(), ran.stderr.as_str()), (0, ""));
     insta::assert_snapshot!("checked_devcontainer", ran.stdout);
-    let json = lab.check(&build.1, true).await.json();
+    let json = lab.check(&whole, true).await.json();
     assert_eq!(
         json["not_honoured"][0]["key"], "containerEnv.TOKEN",
         "{json}"
@@ -126,19 +147,10 @@ async fn what_is_not_honoured_is_told_at_creation_and_the_rest_is_used() {
 #[tokio::test]
 async fn an_archive_is_kept_privately_until_its_workspace_is_gone() {
     let lab = Lab::new().await;
-    let mut builder = tar::Builder::new(Vec::new());
-    for (path, content) in [
-        (".vendetta/config.yaml", "docker: {build: {}}\n"),
-        ("Dockerfile", "FROM x\n"),
-    ] {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_size(content.len() as u64);
-        builder
-            .append_data(&mut header, path, content.as_bytes())
-            .unwrap();
-    }
-    let archive = builder.into_inner().unwrap();
+    let archive = archive(&[
+        (".vendetta/config.yaml", b"docker: {build: {}}\n"),
+        ("Dockerfile", b"FROM x\n"),
+    ]);
     let kept = || {
         let dir = lab._dir.path().join("state/contexts");
         std::fs::read_dir(dir).map_or(0, Iterator::count)

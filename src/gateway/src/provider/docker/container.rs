@@ -78,14 +78,25 @@ fn volume_name(id: &WorkspaceId) -> String {
 /// Name and place of each volume of a workspace.
 fn volumes(environment: &Environment) -> Vec<(String, &str)> {
     let own = volume_name(&environment.id);
-    let more = environment.config.docker.iter();
-    let more = more.flat_map(|docker| &docker.volumes);
-    let more: Vec<_> = more
-        .map(|(name, path)| (format!("{own}-{name}"), path.as_str()))
+    let more: Vec<_> = named(environment)
+        .map(|(name, path)| (format!("{own}-{name}"), path))
         .collect();
     std::iter::once((own, environment.workspace_folder()))
         .chain(more)
         .collect()
+}
+
+/// Name and place of the volumes that the config names.
+fn named(environment: &Environment) -> impl Iterator<Item = (&str, &str)> {
+    let docker = environment.config.docker.iter();
+    docker
+        .flat_map(|docker| &docker.volumes)
+        .map(|(name, path)| (name.as_str(), path.as_str()))
+}
+
+/// Where the volumes are that the config names.
+pub(super) fn named_volumes(environment: &Environment) -> impl Iterator<Item = &str> {
+    named(environment).map(|(_, path)| path)
 }
 
 pub(super) fn labels(id: &WorkspaceId, gateway: &str) -> HashMap<String, String> {

@@ -36,7 +36,9 @@ use super::{
 };
 use crate::node::NodeTransport;
 use crate::workspace::{Found, WorkspaceId};
-use container::{Container, GATEWAY, RUN, WORKSPACE, labelled, needs_image, workspace_of};
+use container::{
+    Container, GATEWAY, RUN, WORKSPACE, labelled, named_volumes, needs_image, workspace_of,
+};
 use engine::{Engine, is_absent};
 use pull::{Image, variables};
 
@@ -177,6 +179,7 @@ impl Provider for Docker {
             own_network: true,
             log_dir: None,
             workdir: PathBuf::from(environment.workspace_folder()),
+            volumes: named_volumes(environment).map(PathBuf::from).collect(),
             env: self.env(environment, &container).await?,
             user: environment.config.user.clone().or(container.user),
         })

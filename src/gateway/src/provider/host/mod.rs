@@ -210,6 +210,7 @@ impl Provider for Host {
             log_dir: None,
             own_network: false,
             workdir: dir.join("workspace"),
+            volumes: Vec::new(),
             env: environment.config.env.clone(),
             user: None,
         })

@@ -70,6 +70,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long one that is replaced may take to end.
 const REPLACE_GRACE: Duration = Duration::from_secs(10);
 
+/// How long after its agent has begun an image's own init may add users:
+/// cloud-init does, with the names that cloud images are known for.
+const USERS_LIMIT: Duration = Duration::from_secs(20);
+
 /// Whether an instance runs is looked at so often, whatever the events say.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -116,6 +120,10 @@ impl Lxc {
 impl Provider for Lxc {
     fn kind(&self) -> ProviderKind {
         ProviderKind::Lxc
+    }
+
+    fn users_limit(&self) -> Duration {
+        USERS_LIMIT
     }
 
     async fn probe(&self) -> Result<String, ProviderError> {
@@ -178,6 +186,7 @@ impl Provider for Lxc {
             own_network: true,
             log_dir: None,
             workdir: PathBuf::from(environment.workspace_folder()),
+            volumes: Vec::new(),
             env: environment.config.env.clone(),
             user: environment.config.user.clone(),
         })

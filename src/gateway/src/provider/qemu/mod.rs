@@ -271,6 +271,7 @@ impl Provider for Qemu {
                 port,
             },
             workdir: PathBuf::from(environment.workspace_folder()),
+            volumes: Vec::new(),
             log_dir: Some(PathBuf::from(LOG_DIR)),
             own_network: true,
             env: environment.config.env.clone(),
