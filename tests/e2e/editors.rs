@@ -8,8 +8,11 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use vendetta_tests::{
-    BUSYBOX, Gateway, PATIENCE, Running, TOOLS, eventually, free_port, full, random_bytes, sha256,
+    BUSYBOX, Gateway, PATIENCE, Run, Running, TOOLS, eventually, free_port, full, random_bytes,
+    sha256,
 };
+
+use crate::jump::Jumper;
 
 /// Where the editor's server listens in the environment.
 const SERVER: u16 = 7100;
@@ -30,10 +33,19 @@ fn bootstrap() -> String {
     )
 }
 
-/// `ssh -T -D PORT LOGIN` with a shell that has been told nothing yet.
-fn connection(gateway: &Gateway, login: &str, proxy: u16) -> Running {
-    let ssh = gateway.ssh(login).args(["-T", "-D"]);
-    ssh.arg(proxy.to_string()).spawn()
+/// How somebody gets to a workspace.
+struct Way<'a> {
+    /// A program of OpenSSH with their configuration.
+    tool: &'a dyn Fn(&str) -> Run,
+    destination: &'a str,
+}
+
+impl Way<'_> {
+    /// `ssh -T -D PORT` with a shell that has been told nothing yet.
+    fn connection(&self, proxy: u16) -> Running {
+        let ssh = (self.tool)("ssh").args(["-T", "-D"]);
+        ssh.arg(proxy.to_string()).arg(self.destination).spawn()
+    }
 }
 
 /// A connection through a SOCKS proxy (RFC 1928) to the server's port.
@@ -77,26 +89,23 @@ fn answers(proxy: u16) {
 }
 
 /// One who opens a folder by Remote-SSH, loses the link, and comes back.
-fn remote_ssh(login: &str) {
-    let gateway = Gateway::with_workspace();
-    let client = gateway.admin();
+fn remote_ssh(gateway: &Gateway, way: &Way<'_>) {
     let echo = include_str!("../fixtures/echo-server.py");
     gateway.put("ws", "/workspace/server.py", echo);
     gateway.exec("ws", "chmod 777 /workspace").ok();
 
     let proxy = free_port();
-    let mut shell = connection(&gateway, login, proxy);
+    let mut shell = way.connection(proxy);
     shell.send(bootstrap());
     let seen = shell.expect_stdout(0, "c0ffee: running\n");
     let content = random_bytes(7, 3 << 20);
     let archive = gateway.scratch().join("server.tar");
     fs::write(&archive, &content).expect("an archive");
-    let scp = client.tool("scp").arg("-q").arg(&archive);
-    scp.arg(format!("{login}@gateway:/workspace/server.tar"))
+    let scp = (way.tool)("scp").arg("-q").arg(&archive);
+    scp.arg(format!("{}:/workspace/server.tar", way.destination))
         .ok();
-    gateway
-        .exec(login, "touch /workspace/server.tar.complete")
-        .ok();
+    let touch = (way.tool)("ssh").arg(way.destination);
+    touch.arg("touch /workspace/server.tar.complete").ok();
     shell.expect_stdout(seen, "c0ffee: end\n");
     let expected = format!(
         "c0ffee: running\nc0ffee: unpacked {}  -\nlisteningOn=={SERVER}==\nc0ffee: end\n",
@@ -117,7 +126,7 @@ fn remote_ssh(login: &str) {
     shell.signal(nix::sys::signal::Signal::SIGKILL);
     let _ = shell.finish();
     let proxy = free_port();
-    let mut shell = connection(&gateway, login, proxy);
+    let mut shell = way.connection(proxy);
     shell.send("echo back\n");
     shell.expect_stdout(0, "back\n");
     answers(proxy);
@@ -128,7 +137,27 @@ fn remote_ssh(login: &str) {
 
 #[test]
 fn vs_code_opens_a_folder_and_comes_back_to_its_server() {
-    remote_ssh("ws");
+    let gateway = Gateway::with_workspace();
+    let tool = |program: &str| gateway.admin().tool(program);
+    let destination = "ws@gateway";
+    let way = Way {
+        tool: &tool,
+        destination,
+    };
+    remote_ssh(&gateway, &way);
+}
+
+#[test]
+fn vs_code_does_the_same_end_to_end() {
+    let gateway = Gateway::with_workspace();
+    let jumper = Jumper::new(gateway.admin());
+    let tool = |program: &str| jumper.tool(program);
+    let destination = "ws.vendetta";
+    let way = Way {
+        tool: &tool,
+        destination,
+    };
+    remote_ssh(&gateway, &way);
 }
 
 #[test]

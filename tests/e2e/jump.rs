@@ -16,13 +16,13 @@ use vendetta_tests::{
 const SUBSYSTEM: &str = "agent@vendetta";
 
 /// Somebody with an ssh configuration made of what the gateway says.
-struct Jumper {
+pub(crate) struct Jumper {
     home: PathBuf,
     config: PathBuf,
 }
 
 impl Jumper {
-    fn new(client: &Client) -> Self {
+    pub(crate) fn new(client: &Client) -> Self {
         let home = client.home().to_owned();
         let config = home.join("jump_config");
         let told = client.control("ssh-config --json").ok().json();
@@ -38,7 +38,8 @@ impl Jumper {
         Self { home, config }
     }
 
-    fn tool(&self, program: &str) -> Run {
+    /// `program` with its `-F ssh_config`.
+    pub(crate) fn tool(&self, program: &str) -> Run {
         Run::new(program)
             .env("HOME", &self.home)
             .current_dir(&self.home)

@@ -5,6 +5,8 @@ use std::fs;
 
 use vendetta_tests::{Finished, Gateway, Run, eventually};
 
+use crate::jump::Jumper;
+
 /// A workspace, and in its container OpenSSH's sshd, for the same user and the same key.
 struct Both {
     gateway: Gateway,
@@ -67,20 +69,17 @@ impl Both {
             .args(["-o", "LogLevel=ERROR", "-o", &proxy, "-o", &known])
             .args(["-o", "HostKeyAlias=sshd", "-l", "root", "gateway"])
     }
+}
 
-    fn ask(&self, case: &Case) -> (Finished, Finished) {
-        let of = |run: Run| {
-            let run = run.args(case.options);
-            let run = if case.command.is_empty() {
-                run
-            } else {
-                run.arg(case.command)
-            };
-            run.stdin(case.input).finish()
-        };
-        let ours = of(self.ours().args(["-l", "ws", "gateway"]));
-        (ours, of(self.theirs()))
-    }
+/// Asks one question of `ssh`.
+fn ask(ssh: Run, case: &Case) -> Finished {
+    let run = ssh.args(case.options);
+    let run = if case.command.is_empty() {
+        run
+    } else {
+        run.arg(case.command)
+    };
+    run.stdin(case.input).finish()
 }
 
 /// Status, output and errors of a run, as lines to compare.
@@ -140,9 +139,11 @@ const CASES: [Case; 26] = [
     case(&["-x", "-a"], "echo [$DISPLAY] [$SSH_AUTH_SOCK]"),
 ];
 
+/// Through the gateway, and end to end.
 #[test]
 fn a_session_is_to_the_client_what_sshd_makes_of_it() {
     let both = Both::new();
+    let jumper = Jumper::new(both.gateway.admin());
     let mut differ = Vec::new();
     let scripted = [Case {
         options: &["-T"],
@@ -150,15 +151,20 @@ fn a_session_is_to_the_client_what_sshd_makes_of_it() {
         input: b"echo a script; cd; pwd; exit 4\n",
     }];
     for case in CASES.iter().chain(&scripted) {
-        let (ours, theirs) = both.ask(case);
-        if seen(&ours) != seen(&theirs) {
-            differ.push(format!(
-                "{:?} {:?}\n  ours:   {:?}\n  theirs: {:?}",
-                case.options,
-                case.command,
-                seen(&ours),
-                seen(&theirs)
-            ));
+        let theirs = seen(&ask(both.theirs(), case));
+        let jump = jumper.tool("ssh").args(["-o", "LogLevel=ERROR"]);
+        let ways = [
+            ("relayed", both.ours().args(["-l", "ws", "gateway"])),
+            ("end to end", jump.args(["-l", "root", "ws.vendetta"])),
+        ];
+        for (way, ssh) in ways {
+            let ours = seen(&ask(ssh, case));
+            if ours != theirs {
+                differ.push(format!(
+                    "{way} {:?} {:?}\n  ours:   {ours:?}\n  theirs: {theirs:?}",
+                    case.options, case.command,
+                ));
+            }
         }
     }
     assert!(differ.is_empty(), "{}", differ.join("\n"));
