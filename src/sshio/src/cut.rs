@@ -22,6 +22,11 @@ impl<S> Cut<S> {
             ended: Box::pin(end.cancelled_owned()),
         }
     }
+
+    /// The stream itself.
+    pub fn get_ref(&self) -> &S {
+        &self.stream
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Cut<S> {

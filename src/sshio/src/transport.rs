@@ -12,7 +12,9 @@ use russh::{Limits, Preferred, cipher, compression, kex};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
+
+use crate::cut::Cut;
 
 /// Largest packet of channel data on the link between gateway and agent, in
 /// bytes (RFC 4253 section 6.1 wants at least 32768).
@@ -43,6 +45,26 @@ pub fn link_algorithms() -> Preferred {
     }
 }
 
+/// Types of keys that are taken, and signatures by them: all but SHA-1.
+pub const KEY_ALGORITHMS: [Algorithm; 6] = [
+    Algorithm::Ed25519,
+    Algorithm::Ecdsa {
+        curve: EcdsaCurve::NistP256,
+    },
+    Algorithm::Ecdsa {
+        curve: EcdsaCurve::NistP384,
+    },
+    Algorithm::Ecdsa {
+        curve: EcdsaCurve::NistP521,
+    },
+    Algorithm::Rsa {
+        hash: Some(HashAlg::Sha512),
+    },
+    Algorithm::Rsa {
+        hash: Some(HashAlg::Sha256),
+    },
+];
+
 /// What an agent offers: to the gateway the same, and to clients that come to it
 /// end to end a key exchange that is safe from quantum computers as well, and
 /// signatures by every type of key that the gateway takes, but SHA-1.
@@ -56,24 +78,7 @@ pub fn agent_algorithms() -> Preferred {
             kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
         ]),
         // russh offers those of them as host keys for which it has one.
-        key: Cow::Borrowed(&[
-            Algorithm::Ed25519,
-            Algorithm::Ecdsa {
-                curve: EcdsaCurve::NistP256,
-            },
-            Algorithm::Ecdsa {
-                curve: EcdsaCurve::NistP384,
-            },
-            Algorithm::Ecdsa {
-                curve: EcdsaCurve::NistP521,
-            },
-            Algorithm::Rsa {
-                hash: Some(HashAlg::Sha512),
-            },
-            Algorithm::Rsa {
-                hash: Some(HashAlg::Sha256),
-            },
-        ]),
+        key: Cow::Borrowed(&KEY_ALGORITHMS),
         ..link_algorithms()
     }
 }
@@ -96,8 +101,7 @@ const QUICK_ACK_READS: u16 = 64;
 /// (TCP_QUICKACK, tcp(7)): OpenSSH leaves Nagle's algorithm on until a session
 /// starts, so a delayed acknowledgement would hold its next packet for 40 ms.
 pub struct ClientStream {
-    stream: TcpStream,
-    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    stream: Cut<TcpStream>,
     quick_ack_reads: u16,
 }
 
@@ -109,8 +113,7 @@ impl ClientStream {
     pub fn new(stream: TcpStream, end: CancellationToken) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self {
-            stream,
-            ended: Box::pin(end.cancelled_owned()),
+            stream: Cut::new(stream, end),
             quick_ack_reads: QUICK_ACK_READS,
         })
     }
@@ -122,13 +125,10 @@ impl AsyncRead for ClientStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.ended.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if self.quick_ack_reads > 0 && read.is_ready() {
             self.quick_ack_reads -= 1;
-            let _ = SockRef::from(&self.stream).set_tcp_quickack(true);
+            let _ = SockRef::from(self.stream.get_ref()).set_tcp_quickack(true);
         }
         read
     }

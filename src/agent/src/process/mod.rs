@@ -26,3 +26,9 @@ pub fn signal_group(leader: Pid, signal: Signal, leader_reaped: bool) {
     }
     let _ = killpg(leader, signal);
 }
+
+/// Sends it SIGHUP; a stopped process gets that only once it continues.
+pub fn hang_up_group(leader: Pid, leader_reaped: bool) {
+    signal_group(leader, Signal::SIGHUP, leader_reaped);
+    signal_group(leader, Signal::SIGCONT, leader_reaped);
+}

@@ -27,7 +27,7 @@ use super::setup::{Program, Setup, refuse_late, reply};
 use super::signals;
 use super::streams::{self, Input, STDERR, Stream};
 use crate::connection::Connection;
-use crate::process::{Child, Stdio, signal_group};
+use crate::process::{Child, Stdio, hang_up_group, signal_group};
 
 /// How long an exit status may come after the end of the output and still be
 /// sent before EOF.
@@ -294,6 +294,14 @@ impl Session<'_> {
     }
 }
 
+/// Tells the client that the workspace is stopping.
+pub(super) async fn say_goodbye(connection: &Connection, writer: &ChannelWriteHalf<Msg>) {
+    let workspace = &connection.agent.settings.workspace;
+    let text = format!("\r\nvendetta: workspace {workspace} is stopping\r\n");
+    let goodbye = writer.extended_data_bytes(STDERR, text.into_bytes());
+    let _ = timeout(GOODBYE_TIMEOUT, goodbye).await;
+}
+
 /// When the agent stops, says so and hangs up the process group, whose last
 /// words still reach the client. Never ends: the stop ends the processes.
 async fn stopped(
@@ -303,18 +311,9 @@ async fn stopped(
     exited: &AtomicBool,
 ) {
     connection.agent.stopping.cancelled().await;
-    let workspace = &connection.agent.settings.workspace;
-    let text = format!("\r\nvendetta: workspace {workspace} is stopping\r\n");
-    let goodbye = writer.extended_data_bytes(STDERR, text.into_bytes());
-    let _ = timeout(GOODBYE_TIMEOUT, goodbye).await;
+    say_goodbye(connection, writer).await;
     hang_up_group(leader, exited.load(Ordering::Relaxed));
     pending().await
-}
-
-/// Sends SIGHUP; a stopped process gets it only once it continues.
-fn hang_up_group(leader: Pid, reaped: bool) {
-    signal_group(leader, Signal::SIGHUP, reaped);
-    signal_group(leader, Signal::SIGCONT, reaped);
 }
 
 /// Gives the client's data to the process, and refuses requests that come too

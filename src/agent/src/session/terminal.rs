@@ -9,10 +9,9 @@ use vendetta_proto::TerminalName;
 
 use super::control::Events;
 use super::pty::Size;
-use super::run::{self, report};
+use super::run::{self, report, say_goodbye};
 use super::setup::{Program, Setup, refuse_late};
 use super::signals;
-use super::streams::STDERR;
 use crate::connection::Connection;
 use crate::terminal::{self, OUTPUTS, Order, Output};
 
@@ -57,9 +56,7 @@ pub async fn run(
                     break;
                 }
                 Output::Stopping => {
-                    let workspace = &connection.agent.settings.workspace;
-                    let text = format!("\r\nvendetta: workspace {workspace} is stopping\r\n");
-                    let _ = writer.extended_data_bytes(STDERR, text.into_bytes()).await;
+                    say_goodbye(connection, writer).await;
                     break;
                 }
             }

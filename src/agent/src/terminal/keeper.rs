@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::screen::Screen;
-use crate::process::{Child, signal_group};
+use crate::process::{Child, hang_up_group, signal_group};
 use crate::session::{Master, Size};
 
 /// Orders that may wait.
@@ -188,11 +187,11 @@ pub(super) async fn keep(
                 // Not before the list of terminals is gone, and with it the agent.
                 None => break None,
             },
-            _ = looks.tick() => audience.catch_up(),
+            _ = looks.tick(), if !audience.clients.is_empty() => audience.catch_up(),
             status = &mut child.exit => break status.ok(),
             () = ends.wanted.cancelled(), if !asked_to_end => {
                 asked_to_end = true;
-                hang_up(child.pid);
+                hang_up_group(child.pid, false);
                 let pid = child.pid;
                 if let Ok(status) = timeout(GRACE, &mut child.exit).await {
                     break status.ok();
@@ -201,7 +200,7 @@ pub(super) async fn keep(
             }
             () = ends.stopping.cancelled() => {
                 audience.part(|| Output::Stopping).await;
-                hang_up(child.pid);
+                hang_up_group(child.pid, false);
                 return;
             }
         }
@@ -219,10 +218,4 @@ pub(super) async fn keep(
 fn resize(master: &Master, audience: &mut Audience, size: Size) {
     let _ = master.resize(size);
     audience.screen.resize(size);
-}
-
-/// SIGHUP; a stopped process gets it only once it continues.
-fn hang_up(leader: Pid) {
-    signal_group(leader, Signal::SIGHUP, false);
-    signal_group(leader, Signal::SIGCONT, false);
 }

@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
-use russh::keys::{Algorithm, EcdsaCurve, HashAlg};
+use russh::keys::Algorithm;
 use vendetta_sshio::keys::PublicKey;
+use vendetta_sshio::transport::KEY_ALGORITHMS;
 
 /// Which host keys are accepted.
 #[derive(Debug, Clone)]
@@ -49,26 +50,8 @@ impl HostKeys {
     /// Algorithms to ask for: a server with several host keys shows the one of
     /// the first algorithm that both know, so the pinned ones come first.
     pub(super) fn algorithms(&self) -> Cow<'static, [Algorithm]> {
-        let all = [
-            Algorithm::Ed25519,
-            Algorithm::Ecdsa {
-                curve: EcdsaCurve::NistP256,
-            },
-            Algorithm::Ecdsa {
-                curve: EcdsaCurve::NistP384,
-            },
-            Algorithm::Ecdsa {
-                curve: EcdsaCurve::NistP521,
-            },
-            Algorithm::Rsa {
-                hash: Some(HashAlg::Sha512),
-            },
-            Algorithm::Rsa {
-                hash: Some(HashAlg::Sha256),
-            },
-        ];
         let Self::Pinned(keys) = self else {
-            return Cow::Owned(all.to_vec());
+            return Cow::Borrowed(&KEY_ALGORITHMS);
         };
         let pinned = |algorithm: &Algorithm| {
             keys.iter().any(|key| {
@@ -77,7 +60,7 @@ impl HostKeys {
                 own == *algorithm || is_rsa(&own) && is_rsa(algorithm)
             })
         };
-        let (mut first, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(pinned);
+        let (mut first, rest): (Vec<_>, Vec<_>) = KEY_ALGORITHMS.into_iter().partition(pinned);
         first.extend(rest);
         Cow::Owned(first)
     }
@@ -85,6 +68,8 @@ impl HostKeys {
 
 #[cfg(test)]
 mod tests {
+    use russh::keys::EcdsaCurve;
+
     use super::*;
 
     fn key(algorithm: Algorithm) -> PublicKey {
