@@ -194,7 +194,8 @@ fn a_health_check_that_fails_fails_up_and_says_what_the_service_wrote() {
     let log = gateway.control("workspace logs ws bad --tail 5").ok();
     assert!(log.text().contains("the port is taken"), "{log}");
     // Mended, it comes up.
-    let serve = "nohup setsid python3 -m http.server 81 >/dev/null 2>&1 </dev/null &";
+    let serve = "nohup setsid python3 -m http.server 81 >/dev/null 2>&1 </dev/null &
+        until echo >/dev/tcp/127.0.0.1/81; do sleep 0.1; done 2>/dev/null";
     gateway.exec("ws", serve).ok();
     gateway.control("workspace up ws").ok();
     assert_eq!(gateway.state("ws"), "running");
