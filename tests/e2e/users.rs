@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use vendetta_tests::{Client, Gateway, Run};
+use vendetta_tests::{Client, Gateway, Run, Running};
 
 #[test]
 fn a_user_with_a_key_gets_in_until_key_or_user_is_removed() {
@@ -38,6 +38,57 @@ fn a_user_with_a_key_gets_in_until_key_or_user_is_removed() {
     gateway.control("user remove alice --yes").ok();
     let users = gateway.control("user list --json").ok().json();
     assert_eq!(users["users"].as_array().map(Vec::len), Some(1), "{users}");
+}
+
+#[test]
+fn what_a_removed_key_or_user_had_opened_ends() {
+    let gateway = Gateway::builder().host().start();
+    gateway.create("ws", "provider: host\n");
+    gateway.control("workspace up ws").ok();
+    let admin = gateway.admin();
+    let key = admin.generate_key("second", "ed25519");
+    let public = std::fs::read(key.with_extension("pub")).expect("a public key");
+    let added = admin.control("key add --json").stdin(public).ok().json();
+    let fingerprint = added["keys"][0]["fingerprint"]
+        .as_str()
+        .expect("a fingerprint");
+    let echo = "echo in; exec cat";
+    let with_second = admin.tool("ssh").arg("-i").arg(&key);
+    let lost = with_second.args(["ws@gateway", echo]).spawn();
+    let mut kept = gateway.exec("ws", echo).spawn();
+    lost.expect_stdout(0, "in\n");
+    let seen = kept.expect_stdout(0, "in\n");
+    gateway.control(&format!("key remove {fingerprint}")).ok();
+    is_cut_off(lost);
+    kept.send("still here\n");
+    kept.expect_stdout(seen, "still here\n");
+
+    // Their own removal is still answered.
+    let alice = gateway.member("alice");
+    let own = alice.control("whoami --json").ok().json();
+    let own = own["key_fingerprint"].as_str().expect("a fingerprint");
+    let removed = alice.control(&format!("key remove {own}")).ok();
+    assert!(removed.text().contains("removed"), "{removed}");
+    alice.control("whoami").finish().exits(255);
+
+    let bob = gateway.member("bob");
+    let prompt = script_of(&bob);
+    gateway.control("user remove bob --yes").ok();
+    is_cut_off(prompt);
+}
+
+/// An ssh that nobody has ended says why it ends.
+fn is_cut_off(ssh: Running) {
+    ssh.expect_stderr(0, "was removed");
+    ssh.finish().exits(255);
+}
+
+/// Control commands that come line by line, one of which was answered.
+fn script_of(client: &Client) -> Running {
+    let mut script = client.tool("ssh").args(["-T", "vendetta@gateway"]).spawn();
+    script.send("whoami\n");
+    script.expect_stdout(0, "member");
+    script
 }
 
 #[test]
@@ -186,7 +237,11 @@ fn a_certificate_of_a_trusted_authority_logs_in_as_its_principal() {
             "-1h:+1h",
         ],
     );
-    carol.control("whoami").ok();
+    // It lasts as long as its user.
+    let prompt = script_of(&carol);
+    gateway.control("user remove alice --yes").ok();
+    is_cut_off(prompt);
+    carol.control("whoami").finish().exits(255);
 }
 
 #[test]

@@ -22,6 +22,7 @@ use vendetta_sshio::relay::{self, ClientSide, RequestFilter};
 use super::environment::{Environment, Link};
 use super::forward;
 use super::route::{Route, route};
+use super::standing::{self, Answering, Proof};
 use super::{Services, jump, restrict, session};
 use crate::access::{Action, Principal};
 use crate::store::AuditEvent;
@@ -36,7 +37,7 @@ pub struct Connection {
     reached: Option<SocketAddr>,
     authenticated: CancellationToken,
     end: CancellationToken,
-    principal: Option<Arc<Principal>>,
+    proved: Option<(Arc<Principal>, Proof)>,
     login: String,
     closes: Closes,
     accepted: Option<Accepted>,
@@ -69,6 +70,8 @@ pub struct Shared {
     pub principal: Arc<Principal>,
     /// The gateway's address that it connected to.
     pub reached: Option<SocketAddr>,
+    /// What its commands hold while they are answered.
+    pub answering: Answering,
     closes: Closes,
     slots: Arc<Semaphore>,
     end: CancellationToken,
@@ -84,6 +87,11 @@ impl Shared {
                 () = task => {}
             }
         });
+    }
+
+    /// Ends the connection, and its tasks with it.
+    pub fn end(&self) {
+        self.end.cancel();
     }
 
     /// Room for one more channel; none when the connection has its share.
@@ -129,21 +137,21 @@ impl Connection {
             reached,
             authenticated,
             end,
-            principal: None,
+            proved: None,
             login: String::new(),
             closes: Closes::default(),
             accepted: None,
         }
     }
 
-    fn accept(&mut self, login: &str, principal: Arc<Principal>) -> Auth {
+    fn accept(&mut self, login: &str, principal: Arc<Principal>, proof: Proof) -> Auth {
         login.clone_into(&mut self.login);
-        self.principal = Some(principal);
+        self.proved = Some((principal, proof));
         Auth::Accept
     }
 
     fn start(&mut self, client: server::Handle) {
-        let Some(principal) = self.principal.clone() else {
+        let Some((principal, proof)) = self.proved.clone() else {
             return;
         };
         let shared = Shared {
@@ -151,10 +159,12 @@ impl Connection {
             client,
             principal,
             reached: self.reached,
+            answering: Answering::default(),
             closes: self.closes.clone(),
             slots: Arc::new(Semaphore::new(self.services.channels_per_connection)),
             end: self.end.clone(),
         };
+        shared.spawn(standing::watch(shared.clone(), proof));
         let workspaces = &self.services.workspaces;
         let principal = &shared.principal;
         let route = route(
@@ -275,7 +285,7 @@ impl server::Handler for Connection {
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, russh::Error> {
         Ok(match self.services.authenticator.key(key.public_key) {
-            Some(principal) => self.accept(user, principal),
+            Some(principal) => self.accept(user, principal, Proof::Key),
             None => Auth::reject(),
         })
     }
@@ -291,7 +301,7 @@ impl server::Handler for Connection {
                 .authenticator
                 .certificate(certificate, self.peer)
             {
-                Ok(principal) => self.accept(user, Arc::new(principal)),
+                Ok(principal) => self.accept(user, Arc::new(principal), Proof::Certificate),
                 Err(refused) => {
                     tracing::info!(peer = %self.peer, certificate = certificate.key_id(), %refused, "certificate refused");
                     Auth::reject()

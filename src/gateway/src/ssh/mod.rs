@@ -3,7 +3,8 @@
 //!
 //! [`listener`] accepts and limits, [`handler`] receives russh's callbacks and
 //! holds no policy, [`auth`] turns a verified key into a principal, [`route`]
-//! reads the login name, [`environment`] is a connection's link to the agent,
+//! reads the login name, [`standing`] ends
+//! whose key is removed, [`environment`] is a connection's link to the agent,
 //! [`session`] runs control commands, [`attach`] joins one to a workspace, [`jump`]
 //! pipes a client that comes end to end to an agent.
 
@@ -19,6 +20,7 @@ pub mod restrict;
 pub mod route;
 pub mod server_config;
 pub mod session;
+pub mod standing;
 
 use std::sync::Arc;
 

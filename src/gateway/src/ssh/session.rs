@@ -173,10 +173,14 @@ pub async fn control(shared: Shared, side: ClientSide, unknown: Option<String>) 
             Start::Shell => control.shell(&caller, io).await,
         }
     };
+    let mut answering = Some(shared.answering.read().await);
     let session = async {
         match run.await {
             Outcome::Exit(code) => code,
-            Outcome::Attach(attachment) => attach::run(&shared, &caller, &write, attachment).await,
+            Outcome::Attach(attachment) => {
+                answering = None;
+                attach::run(&shared, &caller, &write, attachment).await
+            }
         }
     };
     let mut read = read;
