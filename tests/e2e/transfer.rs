@@ -6,7 +6,9 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vendetta_tests::{BUSYBOX, Client, Gateway, Run, Seeded, eventually, random_bytes, sha256};
+use vendetta_tests::{
+    BUSYBOX, Client, Gateway, Run, Seeded, TOOLS, eventually, random_bytes, sha256,
+};
 
 const LONG: Duration = Duration::from_secs(400);
 const GIB: usize = 1 << 30;
@@ -227,7 +229,7 @@ fn files_for_the_gateway_itself_are_told_where_they_go() {
     let gateway = Gateway::builder().start();
     let admin = gateway.admin();
     let file = gateway.scratch().join("file");
-    std::fs::write(&file, "text").expect("a file");
+    fs::write(&file, "text").expect("a file");
     let words = "files go to a workspace: scp FILE WORKSPACE@HOST:";
     for flag in ["-s", "-O"] {
         let scp = admin.tool("scp").arg(flag).arg(&file);
@@ -321,6 +323,23 @@ fn sshfs_mounts_the_environment() {
     });
 }
 
+/// `git ARGS` in a folder, by somebody with a name.
+fn git(client: &Client, dir: &Path, args: &[&str]) -> Run {
+    let git = client
+        .program("git")
+        .env("GIT_SSH_COMMAND", client.ssh_command())
+        .current_dir(dir);
+    let settings = [
+        "user.name=t",
+        "user.email=t@example.org",
+        "init.defaultBranch=main",
+    ];
+    let git = settings
+        .iter()
+        .fold(git, |git, setting| git.args(["-c", setting]));
+    git.args(args).limit(LONG)
+}
+
 #[test]
 fn git_pushes_into_and_clones_from_the_environment() {
     let gateway = Gateway::with_workspace();
@@ -328,21 +347,7 @@ fn git_pushes_into_and_clones_from_the_environment() {
     gateway
         .exec("ws", "git init -q --bare /workspace/project.git")
         .ok();
-    let git = |dir: &Path, args: &[&str]| {
-        let git = admin
-            .program("git")
-            .env("GIT_SSH_COMMAND", admin.ssh_command())
-            .current_dir(dir);
-        let identity = [
-            "-c",
-            "user.name=t",
-            "-c",
-            "user.email=t@example.org",
-            "-c",
-            "init.defaultBranch=main",
-        ];
-        git.args(identity).args(args).limit(LONG).ok()
-    };
+    let git = |dir: &Path, args: &[&str]| git(admin, dir, args).ok();
     let source = gateway.scratch().join("source");
     small_files(&source);
     git(&source, &["init", "-q"]);
@@ -372,4 +377,55 @@ fn git_pushes_into_and_clones_from_the_environment() {
     let clone = gateway.scratch().join("clone");
     assert_eq!(head(&clone), head(&source));
     git(&clone, &["fsck", "--strict"]);
+}
+
+/// `git push vendetta:my-project`, and what follows from it.
+#[test]
+fn git_takes_the_gateway_for_the_host_of_all_workspaces() {
+    let gateway = Gateway::docker();
+    // Whatever their login shell.
+    for user in ["root", "fish", "dash"] {
+        let config = format!("provider: docker\ndocker: {{image: \"{TOOLS}\"}}\nuser: {user}\n");
+        gateway.create(user, &config);
+        let source = gateway.scratch().join(format!("source-{user}"));
+        fs::create_dir(&source).expect("a folder");
+        let git = |args: &[&str]| git(gateway.admin(), &source, args);
+        let commit = |content: &str| {
+            fs::write(source.join("file"), content).expect("a file");
+            git(&["add", "."]).ok();
+            git(&["commit", "-q", "-m", content]).ok();
+        };
+        let there = || gateway.exec(user, "cat file; git branch").ok().text();
+        git(&["init", "-q", "-b", "trunk"]).ok();
+        commit("one");
+        let remote = format!("vendetta@gateway:{user}");
+        git(&["remote", "add", "origin", &remote]).ok();
+        // It comes up on the way, and its folder is a repository from now on.
+        git(&["push", "-q", "origin", "trunk"]).ok();
+        assert_eq!(there(), "one* trunk");
+        commit("two");
+        git(&["push", "-q", "origin", "trunk"]).ok();
+        assert_eq!(there(), "two* trunk");
+        // What somebody did there is not overwritten.
+        gateway.exec(user, "echo mine >file").ok();
+        commit("three");
+        let refused = git(&["push", "-q", "origin", "trunk"]).finish().exits(1);
+        assert!(
+            refused.error_text().contains("unstaged changes"),
+            "{refused}"
+        );
+        let url = format!("ssh://vendetta@gateway/{user}");
+        git(&["clone", "-q", &url, "clone"]).ok();
+        let cloned = fs::read_to_string(source.join("clone/file"));
+        assert_eq!(cloned.expect("a file"), "two");
+        let nested = format!("vendetta@gateway:{user}/libs/a.git");
+        git(&["push", "-q", &nested, "trunk"]).ok();
+        let archive = git(&["archive", "--remote", &nested, "trunk", "file"]).ok();
+        assert!(!archive.stdout.is_empty());
+    }
+    let git = |args: &[&str]| git(gateway.admin(), gateway.scratch(), args);
+    let run = git(&["clone", "vendetta@gateway:roof"]).finish().exits(128);
+    assert!(run.error_text().contains("did you mean root?"), "{run}");
+    let run = git(&["clone", "vendetta@gateway:root/it's"]).finish();
+    assert!(run.exits(128).error_text().contains("git push WORKSPACE@"));
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::config::ConfigCommand;
 use super::failure::Failure;
+use super::git::GitCommand;
 use super::io::Console;
 use super::key::KeyCommand;
 use super::node::NodeCommand;
@@ -123,6 +124,10 @@ pub enum Command {
         /// The shell to complete in
         shell: clap_complete::Shell,
     },
+
+    /// What git runs
+    #[command(flatten)]
+    Git(GitCommand),
 }
 
 /// What a command has at hand.
@@ -186,6 +191,7 @@ impl Command {
                 session.console.out_bytes(&script).await?;
                 Ok(Done::Ok)
             }
+            Self::Git(command) => command.run(session),
         }
     }
 }

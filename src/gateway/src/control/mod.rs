@@ -11,6 +11,7 @@ mod doctor;
 mod editor;
 mod events;
 mod failure;
+pub mod git;
 mod history;
 mod io;
 pub mod key;
