@@ -573,12 +573,33 @@ fn setup_lets_plain_ssh_know_everything_and_undo_leaves_nothing() {
         run.error_text().contains("Host key verification failed"),
         "{run}"
     );
-    assert_eq!(
-        fs::read_to_string(home.join("dotfiles/ssh")).expect("it"),
-        original
-    );
+    assert!(run.error_text().contains("--host-key"), "{run}");
+    let untouched = || {
+        let text = fs::read_to_string(home.join("dotfiles/ssh")).expect("it");
+        assert_eq!(text, original);
+        assert!(!ssh.join("vendetta").exists());
+    };
+    untouched();
+    // One who knows the fingerprint is asked nothing, and believes no other.
+    let other = format!("{setup} --host-key SHA256:{}", "A".repeat(43));
+    let run = at_home(&home, &other).finish().exits(5);
+    assert!(run.error_text().contains("somebody is in between"), "{run}");
+    untouched();
+    at_home(&home, &format!("{setup} --host-key nonsense"))
+        .finish()
+        .exits(2);
     let scan = format!("ssh-keyscan -t ed25519 -p {port} 127.0.0.1 >.ssh/known_hosts");
     at_home(&home, &scan).ok();
+    let fingerprint = at_home(&home, "ssh-keygen -lf .ssh/known_hosts").ok();
+    let fingerprint = fingerprint.text();
+    let fingerprint = fingerprint.split(' ').nth(1).expect("a fingerprint");
+    fs::rename(ssh.join("known_hosts"), ssh.join("kept")).expect("no known hosts");
+    at_home(&home, &format!("{setup} --host-key {fingerprint}")).ok();
+    let known = at_home(&home, "ssh vendetta whoami").ok().text();
+    assert!(known.contains("alice"), "{known}");
+    at_home(&home, &format!("{} setup --undo", vendetta.display())).ok();
+    untouched();
+    fs::rename(ssh.join("kept"), ssh.join("known_hosts")).expect("known hosts");
     for _ in 0..2 {
         let run = at_home(&home, &setup).ok();
         assert!(run.text().contains("ssh my-project.vendetta"), "{run}");

@@ -21,6 +21,7 @@ use crate::config::Invalid;
 use crate::control;
 use crate::control::command::Command;
 use crate::control::config::{ConfigCommand, SCHEMA};
+use crate::control::node::fingerprint;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,9 +67,12 @@ enum LocalCommand {
     /// Let ssh on this machine know a gateway and its workspaces by name
     #[command(
         long_about = "Let ssh on this machine know a gateway and its workspaces by name\n\nWrites ~/.ssh/vendetta/config and ~/.ssh/vendetta/known_hosts, and one Include line at the top of\n~/.ssh/config. Run it again for the names of workspaces that were made since.",
-        after_help = "Examples:\n  vendetta setup\n  vendetta --gateway dev.example.org:2222 setup\n  vendetta setup --undo"
+        after_help = "Examples:\n  vendetta setup\n  vendetta --gateway dev.example.org:2222 setup\n  vendetta --gateway dev.example.org:2222 setup --host-key SHA256:Qm3…\n  vendetta setup --undo"
     )]
     Setup {
+        /// Fingerprint of the gateway's host key, as its log says when it starts; omitted: ssh must know it, or asks
+        #[arg(long, value_name = "SHA256:…", value_parser = fingerprint, conflicts_with = "undo")]
+        host_key: Option<String>,
         /// Take all of it back
         #[arg(long)]
         undo: bool,
@@ -122,11 +126,11 @@ pub fn main() -> ExitCode {
                 Err(_) => ExitCode::from(70),
             }
         }
-        LocalCommand::Setup { undo } => {
+        LocalCommand::Setup { undo, host_key } => {
             let done = if undo {
                 setup::undo()
             } else {
-                setup::set_up(line.gateway.as_deref())
+                setup::set_up(line.gateway.as_deref(), host_key.as_deref())
             };
             match done {
                 Ok(text) => print(text.as_bytes()),

@@ -123,12 +123,16 @@ impl Files {
 }
 
 /// Has ssh know the gateway that `flag` names, or that is found otherwise;
-/// returns what to tell.
-pub(super) fn set_up(flag: Option<&str>) -> Result<String, Failure> {
+/// returns what to tell. `host_key` is the fingerprint by which it is believed;
+/// none: ssh knows it or asks.
+pub(super) fn set_up(flag: Option<&str>, host_key: Option<&str>) -> Result<String, Failure> {
     let files = Files::of_user()?;
     let address = address::find(flag)?;
     let (host, port) = resolved(&address)?;
-    let told = ask(&address)?;
+    let told = match host_key {
+        Some(fingerprint) => ask_the_bearer_of(fingerprint, &address)?,
+        None => ask(&address, &[])?,
+    };
     let garbled = |problem: String| {
         Failure::new(
             70,
@@ -188,9 +192,45 @@ fn trouble(files: &Files, error: &io::Error) -> Failure {
     )
 }
 
-/// Asks the gateway what it and its agents are known by.
-fn ask(address: &Address) -> Result<Told, Failure> {
+/// Asks the gateway if its host key is that of `fingerprint`. What it says otherwise is not used.
+fn ask_the_bearer_of(fingerprint: &str, address: &Address) -> Result<Told, Failure> {
+    let seen = tempfile::NamedTempFile::new().map_err(|error| {
+        let problem = format!("a temporary file: {error}");
+        Failure::new(5, problem, "is there room in $TMPDIR, or /tmp?")
+    })?;
+    let file = format!("UserKnownHostsFile={}", seen.path().display());
+    let options = [
+        "StrictHostKeyChecking=accept-new",
+        "GlobalKnownHostsFile=/dev/null",
+        "UpdateHostKeys=no",
+        &file,
+    ];
+    let told = ask(address, &options);
+    let text = fs::read_to_string(seen.path()).unwrap_or_default();
+    // A line is a host and its key.
+    let keys = text.lines().filter_map(|line| line.split_once(' '));
+    let keys = keys.filter_map(|(_, key)| key.parse::<PublicKey>().ok());
+    for key in keys {
+        if key.fingerprint() != fingerprint {
+            return Err(Failure::new(
+                5,
+                format!(
+                    "the gateway {address} has the host key {}, not {fingerprint}",
+                    key.fingerprint()
+                ),
+                "ask its operator: its log says the host key when it starts; if that is another, somebody is in between",
+            ));
+        }
+    }
+    told
+}
+
+/// Asks the gateway what it and its agents are known by, with these options of ssh_config(5).
+fn ask(address: &Address, options: &[&str]) -> Result<Told, Failure> {
     let mut ssh = Process::new("ssh");
+    for option in options {
+        ssh.args(["-o", option]);
+    }
     destination(&mut ssh, address, LOGIN);
     ssh.arg("ssh-config --json").stdin(Stdio::null());
     let output = ssh
@@ -205,7 +245,13 @@ fn ask(address: &Address) -> Result<Told, Failure> {
                 "is it a vendetta gateway? try: vendetta version",
             )
         }),
-        Some(SSH_FAILED) | None => Err(gateway_failed(address)),
+        Some(SSH_FAILED) | None => Err(Failure {
+            remedy: format!(
+                "if ssh does not know its host key: --host-key SHA256:…, which its log says when it starts; else {}",
+                gateway_failed(address).remedy
+            ),
+            ..gateway_failed(address)
+        }),
         Some(code) => Err(Failure::new(
             u8::try_from(code).unwrap_or(70),
             format!("the gateway {address} does not tell what it is known by"),

@@ -122,7 +122,10 @@ pub enum NodeCommand {
 }
 
 /// A fingerprint as `ssh-keygen -l` prints it: SHA-256 in base64 without padding.
-fn fingerprint(text: &str) -> Result<String, String> {
+///
+/// # Errors
+/// What to write instead.
+pub fn fingerprint(text: &str) -> Result<String, String> {
     let digest = text.strip_prefix("SHA256:").unwrap_or_default();
     let base64 = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
     if digest.len() == 43 && digest.bytes().all(base64) {
