@@ -190,7 +190,8 @@ impl LineEditorHost for Assistant {
                 if common.len() > cursor.saturating_sub(start) {
                     vec![candidate(common)]
                 } else {
-                    words.into_iter().map(candidate).collect()
+                    // The user goes on; termwiz would put in one after another.
+                    Vec::new()
                 }
             }
         }
@@ -328,6 +329,7 @@ mod tests {
     async fn tab_completes_what_is_unique_and_the_common_part_of_what_is_not() {
         assert_eq!(lines(b"v\t\r", 1).await, [text("version ")]);
         assert_eq!(lines(b"s\ta\t\r", 1).await, [text("status ")]);
+        assert_eq!(lines(b"s\t\t\t\r", 1).await, [text("st")]);
     }
 
     #[tokio::test]
