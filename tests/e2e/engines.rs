@@ -18,7 +18,7 @@ services:
   web:
     command: exec busybox httpd -f -p 127.0.0.1:8000 -h www
     port: 8000
-    health_check: {http: /index.html, interval: 1s}
+    health_check: /index.html
     depends_on: [beat]
   beat: {command: \"while :; do echo beat $WORD; sleep 1; done\"}
 hooks:

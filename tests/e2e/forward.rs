@@ -169,6 +169,8 @@ fn a_remote_port_leads_back_and_port_0_is_told() {
     let gateway = Gateway::with_workspace();
     let local = echo_server();
     let mut tunnel = tunnel(&gateway, "ws", &["-R", &format!("0:127.0.0.1:{local}")]);
+    let seen = tunnel.expect_stderr(0, "Allocated port ");
+    tunnel.expect_stderr(seen, " ");
     let log = String::from_utf8_lossy(&tunnel.stderr()).into_owned();
     let allocated = log
         .split("Allocated port ")
@@ -191,13 +193,10 @@ fn a_remote_port_leads_back_and_port_0_is_told() {
     );
     tunnel.close_stdin();
     let _ = tunnel.finish().ok();
-    let run = gateway
-        .exec("ws", &format!("python3 -c \"{client}\""))
-        .finish();
-    assert!(
-        run.error_text().contains("refused"),
-        "the port outlives its session: {run}"
-    );
+    eventually("the port is closed", || {
+        let run = gateway.exec("ws", &format!("python3 -c \"{client}\""));
+        run.finish().error_text().contains("refused")
+    });
 }
 
 #[test]

@@ -191,6 +191,7 @@ fn forge(gateway: &Gateway) -> (String, String) {
          cd /srv/project; git init -q; echo text >README; mkdir sub; echo deep >sub/file; git add -A; git commit -qm one
          cd /srv/dotfiles; git init -q; echo 'set x' >.examplerc; git add -A; git commit -qm one
          /usr/sbin/sshd -f /dev/null -h /etc/host_key -o UsePAM=no -o Port=2022 -o StrictModes=no
+         until echo >/dev/tcp/127.0.0.1/2022; do sleep 0.1; done 2>/dev/null
          hostname -i",
         key = gateway.admin().public_key().trim()
     );

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread::sleep;
 use std::time::Duration;
 
-use vendetta_tests::{Gateway, PATIENCE, TOOLS, eventually, free_port};
+use vendetta_tests::{Gateway, PATIENCE, Running, TOOLS, eventually, free_port};
 
 /// Longer than the workspaces of these tests may be idle.
 const WHILE: Duration = Duration::from_secs(5);
@@ -18,14 +18,16 @@ fn goes_idle(gateway: &Gateway) {
     eventually("it goes idle", || gateway.state("ws") == "stopped");
 }
 
-/// An echo server answers at the end of a connection, now and after a while.
-fn stays_alive(mut stream: TcpStream) {
+/// An echo server answers at the end of a connection, now and after a while in which
+/// nothing else holds the workspace up: `held` did until now.
+fn stays_alive(mut stream: &TcpStream, held: Running) {
     let mut ask = || {
         stream.write_all(b"x").expect("sending");
         let mut answer = [0];
         stream.read_exact(&mut answer).expect("an answer");
     };
     ask();
+    drop(held);
     sleep(WHILE);
     ask();
 }
@@ -71,16 +73,25 @@ fn sessions_and_forwards_in_use_keep_it_up_and_idle_connections_do_not() {
     let session = gateway.exec("ws", &format!("{started} sleep 6; echo done"));
     assert_eq!(session.ok().text(), "done");
 
+    // A session holds it up until there is what is to hold it up.
+    let hold = || {
+        let session = gateway.exec("ws", "echo up; exec cat").spawn();
+        session.expect_stdout(0, "up\n");
+        session
+    };
     // A connection to a mapped port, with a byte now and then.
+    let held = hold();
     gateway.echo_server("ws", "tcp 127.0.0.1 8000");
     let ports = gateway.control("workspace ports ws --json").ok().json();
     let port = ports["mapped"][0]["host_port"].as_u64().expect("a port");
     let port = u16::try_from(port).expect("a port");
     let mapped = SocketAddr::new(gateway.ports_address(), port);
     let stream = TcpStream::connect_timeout(&mapped, PATIENCE).expect("connecting");
-    stays_alive(stream);
+    stays_alive(&stream, held);
 
     // A forward of ssh, while a connection is open.
+    let held = hold();
+    drop(stream);
     let local = free_port();
     let forward = gateway
         .ssh("ws")
@@ -92,7 +103,9 @@ fn sessions_and_forwards_in_use_keep_it_up_and_idle_connections_do_not() {
         stream = TcpStream::connect(local).ok();
         stream.is_some()
     });
-    stays_alive(stream.expect("a connection"));
+    let stream = stream.expect("a connection");
+    stays_alive(&stream, held);
+    drop(stream);
     // The ssh connection is still there, and holds no channel open.
     goes_idle(&gateway);
     // What comes over it brings the workspace up again.

@@ -168,7 +168,7 @@ fn two_ups_at_once_join_and_both_see_the_progress() {
     let pid = gateway
         .exec(
             "ws",
-            "cat /proc/sys/kernel/random/boot_id; stat -c %Y /proc/1",
+            "cat /proc/sys/kernel/random/boot_id; cut -d' ' -f22 /proc/1/stat",
         )
         .ok()
         .text();
@@ -177,7 +177,7 @@ fn two_ups_at_once_join_and_both_see_the_progress() {
         gateway
             .exec(
                 "ws",
-                "cat /proc/sys/kernel/random/boot_id; stat -c %Y /proc/1"
+                "cat /proc/sys/kernel/random/boot_id; cut -d' ' -f22 /proc/1/stat"
             )
             .ok()
             .text(),

@@ -50,7 +50,8 @@ fn closed_sessions_leave_nothing_behind_in_the_gateway() {
     sessions(400);
     let grown = gateway.process().memory().saturating_sub(memory);
     assert!(grown < 4 * 1024 * 1024, "400 sessions left {grown} bytes");
+    // But for a few connections to the agent that are kept ready.
     vendetta_tests::eventually("all descriptors are closed", || {
-        gateway.process().descriptors() <= descriptors
+        gateway.process().descriptors() <= descriptors + 8
     });
 }

@@ -72,7 +72,7 @@ fn a_reader_that_stops_for_a_minute_costs_little_memory_and_nobody_else_anything
         std::thread::sleep(Duration::from_millis(500));
     }
     assert!(
-        others >= 10,
+        others >= 3,
         "only {others} other sessions while a reader stalled"
     );
     let cost = most.saturating_sub(before) / MIB as u64;
@@ -100,14 +100,15 @@ fn one_stalled_channel_leaves_the_19_others_of_its_connection_alone() {
     let stuck = || {
         master
             .exec("cat /proc/$(pgrep -xf 'cat /dev/zero')/io")
-            .ok()
+            .finish()
             .text()
     };
     let mut last = String::new();
     vendetta_tests::eventually("the unread channel stalls", || {
         std::thread::sleep(Duration::from_millis(500));
         let now = stuck();
-        std::mem::replace(&mut last, now.clone()) == now
+        let same = std::mem::replace(&mut last, now.clone()) == now;
+        same && !now.is_empty()
     });
     std::thread::scope(|scope| {
         for number in 0..19 {

@@ -50,8 +50,9 @@ fn five_hundred_idle_sessions_give_back_all_they_took() {
     let sessions = open(&gateway, 500, 20);
     assert_eq!(gateway.exec("ws", "echo alive").ok().text(), "alive");
     close(sessions);
+    // But for a few connections to the agent that are kept ready.
     eventually("all descriptors are closed", || {
-        process.descriptors() <= descriptors
+        process.descriptors() <= descriptors + 8
     });
     eventually("the memory is given back", || {
         process.memory() <= before + 8 * MIB

@@ -42,8 +42,8 @@ fn a_terminal_loses_neither_its_program_nor_its_screen() {
     let mut client = gateway.ssh(login).arg("-tt").start_on_terminal(30, 100);
     client.expect_stdout(0, "42 is on the screen");
     client.expect_stdout(0, "said while nobody was there\r\n");
-    client.send("echo $x; stty size\n");
-    let seen = client.expect_stdout(0, "kept");
+    client.send("echo is-$x; stty size\n");
+    let seen = client.expect_stdout(0, "is-kept");
     client.expect_stdout(seen, "30 100");
     let listed = terminals(&gateway);
     assert_eq!(listed[0]["name"], "main");

@@ -496,17 +496,21 @@ impl Running {
     fn expect(&self, sink: &Sink, name: &str, from: usize, text: &[u8]) -> usize {
         let until = Instant::now() + PATIENCE;
         let mut got = sink.got.0.lock().unwrap();
+        // What was looked at is not looked at again: its reader waits meanwhile.
+        let mut looked = from;
         loop {
-            let start = from.min(got.bytes.len());
+            let start = looked.min(got.bytes.len());
             if let Some(found) = got.bytes[start..]
                 .windows(text.len())
                 .position(|window| window == text)
             {
                 return start + found + text.len();
             }
+            looked = from.max((got.bytes.len() + 1).saturating_sub(text.len()));
             let left = until.saturating_duration_since(Instant::now());
             if got.ended || left.is_zero() {
-                let said = String::from_utf8_lossy(&got.bytes[start..]).into_owned();
+                let said =
+                    String::from_utf8_lossy(&got.bytes[from.min(got.bytes.len())..]).into_owned();
                 let why = if got.ended { "ended" } else { "went silent" };
                 drop(got);
                 panic!(

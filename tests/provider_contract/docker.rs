@@ -1,13 +1,14 @@
 //! What only a container engine can do wrong.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 use vendetta::node::LocalNode;
 use vendetta::provider::{Docker, Provider, ProviderError};
 use vendetta::workspace::Progress;
 use vendetta_proto::spec::{Build, DockerConfig};
-use vendetta_tests::{Engine, Run, TOOLS, eventually};
+use vendetta_tests::{Engine, PATIENCE, Run, TOOLS, eventually};
 
 use crate::subject::Subject;
 
@@ -56,19 +57,34 @@ async fn an_image_that_cannot_be_had_is_an_error_and_leaves_nothing() {
 async fn a_pull_that_is_no_longer_wanted_is_given_up() {
     let subject = Subject::docker();
     let mut environment = subject.environment();
-    // A registry that accepts and never answers.
-    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = mute.local_addr().unwrap().port();
-    environment.config.docker = Some(DockerConfig::from_image(format!("localhost:{port}/mute")));
+    // A registry that accepts and never answers, where the engine looks for it.
+    let mute = "import socket, sys, time
+server = socket.create_server(('127.0.0.1', 0))
+print(server.getsockname()[1], flush=True)
+server.accept()
+print('asked', flush=True)
+time.sleep(600)";
+    let engine = Engine::shared();
+    let mute = engine.inside(&["setpriv", "--pdeathsig", "KILL", "python3", "-c", mute]);
+    let mute = mute.limit(Duration::MAX).start();
+    mute.expect_stdout(0, "\n");
+    let port = String::from_utf8(mute.stdout()).unwrap();
+    let image = format!("localhost:{}/mute", port.trim());
+    environment.config.docker = Some(DockerConfig::from_image(image));
     subject.node.make_dir(&environment.run_dir).await.unwrap();
     let context = subject.context();
-    context.cancel.cancel();
-    let error = subject
-        .provider
-        .create(&environment, &context)
+    let cancel = context.cancel.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        mute.expect_stdout(0, "asked");
+        cancel.cancel();
+    });
+    let created = subject.provider.create(&environment, &context);
+    let error = tokio::time::timeout(PATIENCE, created)
         .await
+        .unwrap()
         .unwrap_err();
     assert!(matches!(error, ProviderError::Cancelled), "{error}");
+    asked.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

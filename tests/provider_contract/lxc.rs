@@ -228,7 +228,7 @@ async fn comes_back(engine: Lxc, image: &str) {
     returns(&subject, &placement, &before, "rebooted").await;
     assert_eq!(subject.says(&placement, "cat file"), "kept");
     let began = Instant::now();
-    let grace = Duration::from_secs(60);
+    let grace = Duration::from_secs(180);
     let stopped = subject.provider.stop(&environment.id, grace).await;
     stopped.unwrap();
     assert!(began.elapsed() < grace, "it ends when asked");

@@ -78,9 +78,9 @@ pub async fn what_was_stopped_starts_again_with_its_disk(subject: &Subject) {
     let placement = subject.up(&environment).await;
     subject.says(&placement, "echo kept >file");
     let began = Instant::now();
-    provider.stop(id, Duration::from_secs(60)).await.unwrap();
+    provider.stop(id, Duration::from_secs(120)).await.unwrap();
     assert!(
-        began.elapsed() < Duration::from_secs(30),
+        began.elapsed() < Duration::from_secs(110),
         "it ends when asked"
     );
     assert_eq!(provider.inspect(id).await.unwrap(), Found::Stopped);
@@ -187,8 +187,8 @@ pub async fn a_start_or_stop_by_anybody_is_reported(subject: &Subject) {
     let environment = subject.environment();
     subject.create(&environment).await;
     let mut changes = provider.changes().await.unwrap();
-    // A poller must have seen it stopped to see it started.
-    sleep(Duration::from_millis(1500)).await;
+    // A poller must have seen it stopped to see it started; what it told then is of before.
+    while let Ok(Some(_)) = timeout(Duration::from_millis(2500), changes.next()).await {}
     provider.start(&environment).await.unwrap();
     let reported = timeout(PATIENCE, changes.next()).await.unwrap();
     assert_eq!(reported.unwrap().unwrap(), environment.id);

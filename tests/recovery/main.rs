@@ -521,28 +521,3 @@ async fn an_engine_that_is_away_is_an_error_with_a_remedy_and_changes_nothing() 
     core.done("destroy").await;
     core.stop().await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn up_of_an_image_that_is_there_is_quick() {
-    let place = Place::new(ProviderKind::Docker);
-    let core = place.core().await;
-    core.create(ProviderKind::Docker).await;
-    core.done("up").await;
-    let mut times = Vec::new();
-    for request in ["rebuild", "rebuild", "rebuild"] {
-        let began = Instant::now();
-        core.done(request).await;
-        times.push(began.elapsed());
-    }
-    core.done("down").await;
-    let began = Instant::now();
-    core.done("up").await;
-    eprintln!("rebuild {times:?}, up {:?}", began.elapsed());
-    assert!(
-        began.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        began.elapsed()
-    );
-    core.done("destroy").await;
-    core.stop().await;
-}

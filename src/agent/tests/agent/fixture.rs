@@ -13,7 +13,7 @@ use vendetta_proto::rpc::{Answer, Request, SUBSYSTEM};
 use vendetta_sshio::keys::PrivateKey;
 
 /// The longest any wait of a test may take.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Agent {
     directory: TempDir,

@@ -379,7 +379,9 @@ fn the_clients_ssh_agent_signs_in_parallel() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    wait_until("ssh-agent serves", || socket.exists());
+    wait_until("ssh-agent serves", || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    });
     let added = Command::new("ssh-add")
         .arg(agent.path("key"))
         .env("SSH_AUTH_SOCK", &socket)

@@ -433,9 +433,9 @@ fn unknown_requests_are_refused_and_the_session_lives() {
         "-o",
         "ServerAliveInterval=1",
         "-o",
-        "ServerAliveCountMax=1",
+        "ServerAliveCountMax=4",
         "ws",
-        "sleep 4; echo alive",
+        "sleep 8; echo alive",
     ];
     assert_eq!(
         agent.ssh().args(options).output().unwrap().stdout,

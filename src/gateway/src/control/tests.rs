@@ -461,7 +461,7 @@ async fn commands_are_audited_without_their_secrets() {
     let lab = Lab::new().await;
     lab.run("workspace create one --provider host --env TOKEN=s3cret")
         .await;
-    for _ in 0..100 {
+    for _ in 0..1000 {
         let log = lab.control.store.audit_log(10).await.unwrap();
         if let Some(record) = log.iter().find(|record| record.event == "command") {
             let detail = record.detail.to_string();

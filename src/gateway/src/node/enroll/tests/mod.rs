@@ -85,8 +85,8 @@ impl Agent {
             .spawn()
             .unwrap();
         let agent = Self { dir, process };
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !agent.socket().exists() {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while std::os::unix::net::UnixStream::connect(agent.socket()).is_err() {
             assert!(Instant::now() < deadline);
             std::thread::sleep(Duration::from_millis(10));
         }
