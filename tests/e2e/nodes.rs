@@ -978,8 +978,12 @@ fn two_hundred_workspaces_over_three_nodes_are_listed_at_once() {
 #[tokio::test]
 async fn kvm_is_proven_by_a_guest_that_starts() {
     let here = LocalNode::new("/nonexistent".into());
-    let emulated = try_guest(&here, "tcg").await.expect("a guest");
-    assert_eq!(emulated, Kvm::Works);
+    // Beside other emulated guests one may take too long.
+    let mut emulated = Vec::new();
+    while !emulated.contains(&Kvm::Works) {
+        assert!(emulated.len() < 3, "{emulated:?}");
+        emulated.push(try_guest(&here, "tcg").await.expect("a guest"));
+    }
     let wrong = try_guest(&here, "no-such-accelerator")
         .await
         .expect("a guest");
