@@ -8,7 +8,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use vendetta_tests::{Agent, Gateway, PATIENCE, Run, Running, eventually, free_port, random_bytes};
+use vendetta_tests::{
+    Agent, Client, Gateway, PATIENCE, Run, Running, eventually, free_port, random_bytes,
+};
+
+use crate::jump::Jumper;
 
 const MIB: usize = 1024 * 1024;
 
@@ -532,9 +536,21 @@ fn x_server(cookie: &'static [u8; 16]) -> (u16, JoinHandle<()>) {
 #[test]
 fn x11_leads_to_the_client_s_display_with_the_display_s_own_cookie() {
     let gateway = Gateway::with_workspace();
+    gateway.put(
+        "ws",
+        "/tmp/x11-client.py",
+        include_str!("../fixtures/x11-client.py"),
+    );
+    let admin = gateway.admin();
+    x11_leads_back(admin, admin.ssh("ws"));
+    let jumper = Jumper::new(admin);
+    x11_leads_back(admin, jumper.tool("ssh").arg("ws.vendetta"));
+    assert_eq!(gateway.exec("ws", "echo \"[$DISPLAY]\"").ok().text(), "[]");
+}
+
+fn x11_leads_back(admin: &Client, ssh: Run) {
     let (display, server) = x_server(b"0123456789abcdef");
     let display = format!("localhost:{display}");
-    let admin = gateway.admin();
     let authority = admin.home().join(".Xauthority");
     fs::write(&authority, "").expect("an empty .Xauthority");
     let xauth = admin.program("xauth").arg("-f").arg(&authority).args([
@@ -545,19 +561,11 @@ fn x11_leads_to_the_client_s_display_with_the_display_s_own_cookie() {
     xauth
         .arg(vendetta_tests::hexadecimal(b"0123456789abcdef"))
         .ok();
-    gateway.put(
-        "ws",
-        "/tmp/x11-client.py",
-        include_str!("../fixtures/x11-client.py"),
-    );
-    let run = gateway
-        .ssh("ws")
-        .args(["-Y", "python3 /tmp/x11-client.py 'hello x'"]);
+    let run = ssh.args(["-Y", "python3 /tmp/x11-client.py 'hello x'"]);
     let run = run
         .env("DISPLAY", &display)
         .env("XAUTHORITY", &authority)
         .ok();
     assert_eq!(run.text(), "HELLO X", "{run}");
     server.join().expect("the X server saw what it should");
-    assert_eq!(gateway.exec("ws", "echo \"[$DISPLAY]\"").ok().text(), "[]");
 }

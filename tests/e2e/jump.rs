@@ -38,6 +38,11 @@ impl Jumper {
         Self { home, config }
     }
 
+    /// Its `ssh_config`.
+    pub(crate) fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// `program` with its `-F ssh_config`.
     pub(crate) fn tool(&self, program: &str) -> Run {
         Run::new(program)
@@ -612,6 +617,9 @@ fn setup_lets_plain_ssh_know_everything_and_undo_leaves_nothing() {
     assert!(says("ssh vendetta whoami").contains("alice"));
     assert_eq!(says("ssh my-project@vendetta echo relayed"), "relayed");
     assert_eq!(says("ssh my-project.vendetta echo direct"), "direct");
+    // To a client that knows no certificates too.
+    let bare = "ssh -o HostKeyAlgorithms=ssh-ed25519 my-project.vendetta echo bare";
+    assert_eq!(says(bare), "bare");
     // `User somebody` is the user's own for every host that we say nothing about.
     assert_eq!(says("ssh -J vendetta my-project echo jumped"), "jumped");
     fs::write(home.join("file"), "content").expect("a file");

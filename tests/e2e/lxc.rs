@@ -73,26 +73,9 @@ fn files(gateway: &Gateway) {
     gateway.exec("p", "echo mine >/workspace/mine").ok();
 }
 
-/// Sends one connection to port 7000 back what it gets. Debian's smallest Python has no more.
-const ECHO: &str = "\
-import os, socket
-listener = socket.socket()
-listener.bind(('127.0.0.1', 7000))
-listener.listen()
-if os.fork():
-    os._exit(0)
-os.setsid()
-for each in 0, 1, 2:
-    os.close(each)
-stream, _ = listener.accept()
-while data := stream.recv(4096):
-    stream.sendall(data)
-";
-
 /// What a local port gets goes to one inside and comes back.
 fn forwards(gateway: &Gateway) {
-    gateway.put("p", "/tmp/echo.py", ECHO);
-    gateway.exec("p", "python3 /tmp/echo.py").ok();
+    gateway.echo_server("p", "tcp 127.0.0.1 7000");
     let free = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let port = free.local_addr().expect("its address").port();
     drop(free);

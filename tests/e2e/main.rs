@@ -11,6 +11,7 @@ mod editors;
 mod engines;
 mod forward;
 mod hooks;
+mod host_keys;
 mod idle;
 mod jump;
 mod lab;

@@ -66,16 +66,32 @@ pub const KEY_ALGORITHMS: [Algorithm; 6] = [
 ];
 
 /// What an agent offers: to the gateway the same, and to clients that come to it
-/// end to end a key exchange that is safe from quantum computers as well, and
-/// signatures by every type of key that the gateway takes, but SHA-1.
+/// end to end all that the gateway offers to them where its settings say nothing
+/// else (libssh2 before 1.11 has no AEAD cipher), and signatures by every type of
+/// key that the gateway takes, but SHA-1.
 #[must_use]
 pub fn agent_algorithms() -> Preferred {
     Preferred {
         kex: Cow::Borrowed(&[
             kex::MLKEM768X25519_SHA256,
             kex::CURVE25519,
+            kex::CURVE25519_PRE_RFC_8731,
+            kex::ECDH_SHA2_NISTP256,
+            kex::ECDH_SHA2_NISTP384,
+            kex::ECDH_SHA2_NISTP521,
+            kex::DH_G16_SHA512,
+            kex::DH_G18_SHA512,
+            kex::DH_G14_SHA256,
             kex::EXTENSION_SUPPORT_AS_SERVER,
             kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+        ]),
+        cipher: Cow::Borrowed(&[
+            cipher::AES_128_GCM,
+            cipher::AES_256_GCM,
+            cipher::CHACHA20_POLY1305,
+            cipher::AES_256_CTR,
+            cipher::AES_192_CTR,
+            cipher::AES_128_CTR,
         ]),
         // russh offers those of them as host keys for which it has one.
         key: Cow::Borrowed(&KEY_ALGORITHMS),

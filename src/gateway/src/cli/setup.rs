@@ -11,6 +11,7 @@
 //! The gateway says names and keys; what ssh is told with them is written here,
 //! so that no gateway can have ssh run anything.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -41,7 +42,7 @@ const SSH_PORT: u16 = 22;
 struct Told {
     host_key: String,
     host_ca: String,
-    workspaces: Vec<WorkspaceName>,
+    workspace_host_keys: BTreeMap<WorkspaceName, String>,
 }
 
 /// Where everything is.
@@ -144,6 +145,8 @@ pub(super) fn set_up(flag: Option<&str>, host_key: Option<&str>) -> Result<Strin
         line.parse::<PublicKey>()
             .map_err(|error| garbled(error.to_string()))
     };
+    let agents = told.workspace_host_keys.into_iter();
+    let agents = agents.map(|(name, line)| Ok((name, key(&line)?)));
     let stanza = Stanza {
         host,
         port,
@@ -151,12 +154,12 @@ pub(super) fn set_up(flag: Option<&str>, host_key: Option<&str>) -> Result<Strin
             gateway: key(&told.host_key)?,
             authority: key(&told.host_ca)?,
         },
-        workspaces: told.workspaces,
+        workspaces: agents.collect::<Result<_, Failure>>()?,
     };
     files
         .install(&stanza)
         .map_err(|error| trouble(&files, &error))?;
-    let example = stanza.workspaces.first();
+    let example = stanza.workspaces.keys().next();
     let example = example.map_or("my-project", WorkspaceName::as_str);
     Ok(format!(
         "ssh knows the gateway {host} port {port} now, and asks nothing:\n\
@@ -386,7 +389,7 @@ mod tests {
                 gateway: key(),
                 authority: key(),
             },
-            workspaces: Vec::new(),
+            workspaces: BTreeMap::new(),
         }
     }
 

@@ -4,8 +4,10 @@
 //! The gateway proves itself with its host key, the agents of workspaces with
 //! certificates of its host CA. That CA is believed for `*.vendetta`, and for
 //! the bare names of the caller's own workspaces (`ssh -J vendetta NAME`): for
-//! every host it would be believed too much.
+//! every host it would be believed too much. Clients that know no certificates
+//! find the bare keys of those workspaces, under the same names.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use clap::Args;
@@ -75,8 +77,8 @@ pub struct Stanza {
     pub port: u16,
     /// What it and its agents are known by.
     pub keys: HostKeys,
-    /// The workspaces that have their bare names too.
-    pub workspaces: Vec<WorkspaceName>,
+    /// The workspaces that have their bare names too, and what their agents are known by.
+    pub workspaces: BTreeMap<WorkspaceName, PublicKey>,
 }
 
 impl Stanza {
@@ -97,7 +99,7 @@ impl Stanza {
              Host *.{HOST_SUFFIX}\n    User {RESERVED}\n    ProxyJump {RESERVED}\n{keys}"
         );
         if known_hosts.is_some() && !self.workspaces.is_empty() {
-            let names: Vec<&str> = self.workspaces.iter().map(WorkspaceName::as_str).collect();
+            let names: Vec<&str> = self.workspaces.keys().map(WorkspaceName::as_str).collect();
             let names = names.join(" ");
             let _ = write!(
                 text,
@@ -119,14 +121,19 @@ impl Stanza {
             format!("[{host}]:{port}")
         };
         let mut certified = format!("*.{HOST_SUFFIX}");
-        for name in &self.workspaces {
+        for name in self.workspaces.keys() {
             certified.push(',');
             certified.push_str(name.as_str());
         }
-        format!(
+        let mut text = format!(
             "{host} {}\n@cert-authority {certified} {}\n",
             keys.gateway, keys.authority
-        )
+        );
+        for (name, key) in &self.workspaces {
+            // A line a name: Dropbear reads no lists.
+            let _ = write!(text, "{name} {key}\n{name}.{HOST_SUFFIX} {key}\n");
+        }
+        text
     }
 }
 
@@ -141,7 +148,9 @@ impl SshConfig {
             host: self.host_name.unwrap_or(host),
             port: self.port.unwrap_or(port),
             keys: control.host_keys.clone(),
-            workspaces: owned.map(|workspace| workspace.name).collect(),
+            workspaces: owned
+                .map(|workspace| (workspace.name, workspace.host_key))
+                .collect(),
         };
         let (config, known_hosts) = (stanza.config(None), stanza.known_hosts());
         let text = if self.known_hosts {
@@ -149,12 +158,15 @@ impl SshConfig {
         } else {
             page(&config, &known_hosts)
         };
+        let keys = stanza.workspaces.iter();
+        let keys: BTreeMap<_, _> = keys.map(|(name, key)| (name, key.to_string())).collect();
         let value = json!({
             "host_name": stanza.host,
             "port": stanza.port,
             "host_key": stanza.keys.gateway.to_string(),
             "host_ca": stanza.keys.authority.to_string(),
-            "workspaces": stanza.workspaces,
+            "workspaces": keys.keys().collect::<Vec<_>>(),
+            "workspace_host_keys": keys,
             "config": config,
             "known_hosts": known_hosts,
         });
@@ -208,7 +220,7 @@ mod tests {
             },
             workspaces: workspaces
                 .iter()
-                .map(|name| name.parse().unwrap())
+                .map(|name| (name.parse().unwrap(), key()))
                 .collect(),
         }
     }
@@ -218,7 +230,7 @@ mod tests {
         let stanza = stanza("dev.example.org", 2222, &["api", "web"]);
         let text = stanza.known_hosts();
         let lines: Vec<&str> = text.lines().collect();
-        let [gateway, authority] = lines.as_slice() else {
+        let [gateway, authority, agents @ ..] = lines.as_slice() else {
             panic!("{text}");
         };
         assert_eq!(
@@ -232,6 +244,14 @@ mod tests {
                 stanza.keys.authority
             )
         );
+        let key = |name: &str| &stanza.workspaces[&name.parse().unwrap()];
+        let expected = [
+            format!("api {}", key("api")),
+            format!("api.vendetta {}", key("api")),
+            format!("web {}", key("web")),
+            format!("web.vendetta {}", key("web")),
+        ];
+        assert_eq!(agents, expected);
     }
 
     #[test]

@@ -358,6 +358,7 @@ fn described(session: &Session<'_>, status: &WorkspaceStatus) -> String {
     if let Some(image) = &status.image {
         lines.push(("Image", image.clone()));
     }
+    lines.push(("Host key", status.host_key_fingerprint.clone()));
     if let Some(failure) = &status.failure {
         let heading = match status.state {
             Phase::Destroying => "Held up",

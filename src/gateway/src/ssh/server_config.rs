@@ -101,3 +101,25 @@ where
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use vendetta_sshio::transport::agent_algorithms;
+
+    use super::*;
+
+    #[test]
+    fn who_gets_into_the_gateway_gets_into_an_agent_end_to_end() {
+        let ours = server_config(&Ssh::default(), 1, Vec::new(), Vec::new()).unwrap();
+        let (ours, agents) = (ours.preferred, agent_algorithms());
+        for kex in ours.kex.iter() {
+            assert!(agents.kex.contains(kex), "{kex:?}");
+        }
+        for cipher in ours.cipher.iter() {
+            assert!(agents.cipher.contains(cipher), "{cipher:?}");
+        }
+        for mac in ours.mac.iter() {
+            assert!(agents.mac.contains(mac), "{mac:?}");
+        }
+    }
+}

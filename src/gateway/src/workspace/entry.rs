@@ -290,6 +290,8 @@ impl Entry {
             idle_timeout: self.spec.config.idle_timeout,
             ports: self.ports.borrow().clone(),
             inactive: self.spec.inactive(),
+            host_key: self.host_public.clone(),
+            host_key_fingerprint: self.host_public.fingerprint(),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What is told about a workspace.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use vendetta_proto::spec::{AutoUp, ProviderKind};
 use vendetta_proto::value::Span;
 use vendetta_proto::{NodeName, UserName, WorkspaceName};
+use vendetta_sshio::keys::PublicKey;
 
 use super::WorkspaceId;
 use super::state::{Desired, Phase};
@@ -50,6 +51,15 @@ pub struct WorkspaceStatus {
     /// Parts of its config that this version keeps but does not act on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inactive: Vec<String>,
+    /// What its agent is known by to those who come end to end, in each of its environments.
+    #[serde(serialize_with = "as_line")]
+    pub host_key: PublicKey,
+    /// The same, as `ssh-keygen -l` prints it.
+    pub host_key_fingerprint: String,
+}
+
+fn as_line<S: Serializer>(key: &PublicKey, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(key)
 }
 
 /// Why a workspace failed.
