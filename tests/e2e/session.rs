@@ -320,7 +320,10 @@ fn count(gateway: &Gateway, pattern: &str) -> usize {
 fn a_vanished_client_s_processes_end_and_a_detached_daemon_stays() {
     let gateway = Gateway::with_workspace();
     let mut run = gateway
-        .exec("ws", "setsid -f sleep 4711; sleep 4712 & sleep 4713")
+        .exec(
+            "ws",
+            "setsid -f sleep 4711; sleep 4710 >/dev/null 2>&1 & sleep 4712 & sleep 4713",
+        )
         .start();
     eventually("the command runs", || count(&gateway, "sleep 4713") == 1);
     run.signal(Signal::SIGKILL);
@@ -331,6 +334,11 @@ fn a_vanished_client_s_processes_end_and_a_detached_daemon_stays() {
         count(&gateway, "sleep 4711"),
         1,
         "the daemon detached on purpose"
+    );
+    assert_eq!(
+        count(&gateway, "sleep 4710"),
+        1,
+        "a job that let go of the session"
     );
 }
 

@@ -72,6 +72,19 @@ pub fn clients() -> &'static Path {
     &CLIENTS
 }
 
+/// The folder of VS Code's own server (`tests/fixtures/build-vscode-server`).
+///
+/// # Panics
+/// When it cannot be built.
+#[must_use]
+pub fn vscode_server() -> &'static Path {
+    static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
+        let build = run::fixture("build-vscode-server").limit(Duration::from_secs(600));
+        PathBuf::from(build.ok().text())
+    });
+    &SERVER
+}
+
 /// Whether the long forms of the tests are asked for (`VENDETTA_TEST_FULL=1`).
 #[must_use]
 pub fn full() -> bool {

@@ -1,11 +1,13 @@
 //! Processes of the environment: starting, reaping and ending them.
 
+mod attached;
 mod launch;
 mod reaper;
 #[allow(unsafe_code)]
 mod sys;
 mod table;
 
+pub use attached::Pipes;
 pub use launch::{Identity, Launch, Stdio, base_name};
 pub use reaper::{Child, Reaper};
 pub use sys::{open_pty_peer, run_as, set_controlling_size, watch};

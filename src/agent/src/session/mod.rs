@@ -6,6 +6,9 @@
 //!     └── CLOSE, connection gone ──▶ DONE ◀─┴── CLOSE, connection gone: process group hung up
 //! ```
 //!
+//! What let go of the session's streams is not hung up: sshd leaves it alone, and
+//! an editor's server must be there for the client that comes back.
+//!
 //! In SETUP requests are answered in order. In RUNNING the only requests that
 //! still mean something are window-change and signal.
 

@@ -7,7 +7,7 @@
 
 use std::future::pending;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,7 @@ use super::setup::{Program, Setup, refuse_late, reply};
 use super::signals;
 use super::streams::{self, Input, STDERR, Stream};
 use crate::connection::Connection;
-use crate::process::{Child, Stdio, hang_up_group, signal_group};
+use crate::process::{Child, Pipes, Stdio, hang_up_group, signal_group};
 
 /// How long an exit status may come after the end of the output and still be
 /// sent before EOF.
@@ -50,6 +50,20 @@ pub(super) enum Streams {
         stderr: pipe::Receiver,
     },
     Terminal(Master),
+}
+
+impl Streams {
+    /// None on a terminal.
+    fn pipes(&self) -> Option<Pipes> {
+        match self {
+            Self::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => Some(Pipes::of([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])),
+            Self::Terminal(_) => None,
+        }
+    }
 }
 
 /// How RUNNING ended.
@@ -81,6 +95,7 @@ pub async fn run(
         connection,
         writer,
         child,
+        pipes: streams.pipes(),
         exited: AtomicBool::new(false),
     };
     match session
@@ -175,6 +190,7 @@ struct Session<'a> {
     connection: &'a Connection,
     writer: &'a ChannelWriteHalf<Msg>,
     child: Child,
+    pipes: Option<Pipes>,
     /// The process has been reaped.
     exited: AtomicBool,
 }
@@ -192,6 +208,7 @@ impl Session<'_> {
             writer,
             child,
             exited,
+            ..
         } = self;
         let (connection, writer, exited) = (*connection, *writer, &*exited);
         let leader = child.pid;
@@ -281,15 +298,29 @@ impl Session<'_> {
     }
 
     /// Ends the process group of a client that is gone: SIGHUP, and after a
-    /// grace SIGKILL. A daemon in a session of its own is in no group of ours.
+    /// grace SIGKILL. A daemon in a session of its own is in no group of ours,
+    /// and one that only let go of the session's pipes is left alone.
     async fn hang_up(&mut self) {
         let reaped = self.exited.load(Ordering::Relaxed);
-        hang_up_group(self.child.pid, reaped);
-        if !reaped {
-            match timeout(HANGUP_GRACE, &mut self.child.exit).await {
-                Ok(Ok(status)) => report(self.connection, self.writer, status).await,
-                _ => signal_group(self.child.pid, Signal::SIGKILL, false),
+        self.signal(Signal::SIGHUP, reaped);
+        if reaped {
+            return;
+        }
+        match timeout(HANGUP_GRACE, &mut self.child.exit).await {
+            Ok(Ok(status)) => {
+                // Whom it started while it was hung up.
+                self.signal(Signal::SIGHUP, true);
+                report(self.connection, self.writer, status).await;
             }
+            _ => self.signal(Signal::SIGKILL, false),
+        }
+    }
+
+    fn signal(&self, signal: Signal, reaped: bool) {
+        match &self.pipes {
+            Some(pipes) => pipes.signal(self.child.pid, signal, reaped),
+            None if signal == Signal::SIGHUP => hang_up_group(self.child.pid, reaped),
+            None => signal_group(self.child.pid, signal, reaped),
         }
     }
 }

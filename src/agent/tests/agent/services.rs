@@ -155,7 +155,8 @@ fn answering(port: u16) -> Service {
     Service {
         port: Some(port),
         ..service(&format!(
-            "exec socat TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr SYSTEM:'cat answer'"
+            // Not before it was asked: socat gives up when nobody takes the question.
+            "exec socat TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr SYSTEM:'read -r line; cat answer'"
         ))
     }
 }
