@@ -318,10 +318,16 @@ fn count(gateway: &Gateway, pattern: &str) -> usize {
 
 #[test]
 fn a_vanished_client_s_processes_end_and_a_detached_daemon_stays() {
+    for login in ["ws", "ws+dev"] {
+        a_detached_daemon_stays(login);
+    }
+}
+
+fn a_detached_daemon_stays(login: &str) {
     let gateway = Gateway::with_workspace();
     let mut run = gateway
         .exec(
-            "ws",
+            login,
             "setsid -f sleep 4711; sleep 4710 >/dev/null 2>&1 & sleep 4712 & sleep 4713",
         )
         .start();

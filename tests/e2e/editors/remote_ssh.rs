@@ -20,6 +20,9 @@ use super::{LOGINS, Login, Way, connect};
 const TCP: &str = "--host=127.0.0.1 --port=0";
 const SOCKET: &str = "--socket-path=/tmp/vscode-server.sock";
 
+/// How long an editor is left alone.
+const SILENCE: Duration = Duration::from_secs(200);
+
 const TOKEN: &str = "5f1f6e7c-connection-token";
 
 /// What is typed into a shell: more than a pipe or a terminal's line takes at once, with
@@ -99,8 +102,8 @@ impl Shell {
         if login.shell.ends_with("fish") {
             ssh = ssh.arg("sh");
         }
-        // However long the window stays open.
-        let ssh = ssh.limit(Duration::MAX).spawn();
+        // As long as a window stays open here.
+        let ssh = ssh.limit(SILENCE + 3 * PATIENCE).spawn();
         Self { ssh, proxy }
     }
 
@@ -256,6 +259,8 @@ fn opens_a_folder_and_comes_back(gateway: &Gateway, way: &Way<'_>, login: &Login
     window.reopen(shell.dial(port));
     assert_eq!(window.environment()["pid"], before["pid"]);
     answers(&server, &folder, file, || shell.dial(port));
+    // ssh ends when its last forwarded connection has.
+    drop(window);
     shell.close();
 
     let mut shell = Shell::open(way, login);
@@ -320,11 +325,12 @@ fn vs_code_outlives_200_s_of_silence() {
         let pid = window.environment()["pid"].clone();
         (way, shell, window, pid)
     });
-    sleep(Duration::from_secs(200));
+    sleep(SILENCE);
     for (_, _, window, pid) in &mut windows {
         assert_eq!(window.environment()["pid"], *pid);
     }
-    for (_, shell, _, _) in windows {
+    for (_, shell, window, _) in windows {
+        drop(window);
         shell.close();
     }
 }

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
-use super::table::Table;
+use super::{Identity, Table, run_as};
 
 /// The pipes that are a session's streams, told apart by their inodes, which
 /// both ends of a pipe have in common.
@@ -29,19 +29,31 @@ impl Pipes {
     }
 
     /// Sends `signal` to the process that `leader` was, and to those of the group
-    /// that it started which have one of the pipes. Once the leader has been reaped, a
-    /// process with its number is a stranger (see [`super::signal_group`]).
-    pub fn signal(&self, leader: Pid, signal: Signal, leader_reaped: bool) {
+    /// that it started which have one of the pipes. They are looked into as `identity`, who
+    /// they run as: root may not, where it lacks the capability (CAP_SYS_PTRACE). Once the leader has been
+    /// reaped, a process with its number is a stranger (see [`super::signal_group`]).
+    pub async fn signal(
+        &self,
+        identity: Option<Identity>,
+        leader: Pid,
+        signal: Signal,
+        leader_reaped: bool,
+    ) {
         if leader_reaped && kill(leader, None) != Err(Errno::ESRCH) {
             return;
         }
-        for member in Table::now().group(leader) {
-            if member == leader || self.held_by(member) {
-                let _ = kill(member, signal);
-                if signal == Signal::SIGHUP {
-                    // A stopped process gets it only once it continues.
-                    let _ = kill(member, Signal::SIGCONT);
-                }
+        let pipes = self.clone();
+        let found = run_as(identity, move || {
+            let table = Table::now();
+            let members = table.group(leader);
+            let attached = members.filter(|member| *member == leader || pipes.held_by(*member));
+            Ok(attached.collect::<Vec<_>>())
+        });
+        for member in found.await.unwrap_or_else(|_| vec![leader]) {
+            let _ = kill(member, signal);
+            if signal == Signal::SIGHUP {
+                // A stopped process gets it only once it continues.
+                let _ = kill(member, Signal::SIGCONT);
             }
         }
     }

@@ -27,7 +27,7 @@ use super::setup::{Program, Setup, refuse_late, reply};
 use super::signals;
 use super::streams::{self, Input, STDERR, Stream};
 use crate::connection::Connection;
-use crate::process::{Child, Pipes, Stdio, hang_up_group, signal_group};
+use crate::process::{Child, Identity, Pipes, Stdio, hang_up_group, signal_group};
 
 /// How long an exit status may come after the end of the output and still be
 /// sent before EOF.
@@ -302,25 +302,29 @@ impl Session<'_> {
     /// and one that only let go of the session's pipes is left alone.
     async fn hang_up(&mut self) {
         let reaped = self.exited.load(Ordering::Relaxed);
-        self.signal(Signal::SIGHUP, reaped);
+        self.signal(Signal::SIGHUP, reaped).await;
         if reaped {
             return;
         }
         match timeout(HANGUP_GRACE, &mut self.child.exit).await {
             Ok(Ok(status)) => {
                 // Whom it started while it was hung up.
-                self.signal(Signal::SIGHUP, true);
+                self.signal(Signal::SIGHUP, true).await;
                 report(self.connection, self.writer, status).await;
             }
-            _ => self.signal(Signal::SIGKILL, false),
+            _ => self.signal(Signal::SIGKILL, false).await,
         }
     }
 
-    fn signal(&self, signal: Signal, reaped: bool) {
+    async fn signal(&self, signal: Signal, reaped: bool) {
+        let leader = self.child.pid;
         match &self.pipes {
-            Some(pipes) => pipes.signal(self.child.pid, signal, reaped),
-            None if signal == Signal::SIGHUP => hang_up_group(self.child.pid, reaped),
-            None => signal_group(self.child.pid, signal, reaped),
+            Some(pipes) => {
+                let identity = Identity::of(&self.connection.user);
+                pipes.signal(identity, leader, signal, reaped).await;
+            }
+            None if signal == Signal::SIGHUP => hang_up_group(leader, reaped),
+            None => signal_group(leader, signal, reaped),
         }
     }
 }

@@ -62,6 +62,13 @@ impl Invalid {
         self
     }
 
+    /// The remedy of a project config for which there is no better one.
+    pub(super) fn or_schema(mut self) -> Self {
+        let schema = "`ssh vendetta config schema` prints what may stand there";
+        self.remedy.get_or_insert_with(|| schema.to_owned());
+        self
+    }
+
     /// The message with the lines it speaks of, for a person. `unicode` and
     /// `color` say what the reader's terminal can show.
     #[must_use]

@@ -122,7 +122,9 @@ fn explain(file: &str, text: &str, error: &Error) -> Invalid {
             )
         }
     };
-    Invalid::new(file, text, span, problem).with_remedy(remedy)
+    Invalid::new(file, text, span, problem)
+        .with_remedy(remedy)
+        .or_schema()
 }
 
 /// The bytes of a place, on its first line.

@@ -162,7 +162,12 @@ impl Failure {
         };
         match shown {
             Some(invalid) => invalid.into(),
-            None => WorkspaceError::from(wrong).into(),
+            None => {
+                let mut failure = Self::from(WorkspaceError::from(wrong));
+                let help = "ssh vendetta workspace create --help";
+                failure.remedy.get_or_insert_with(|| help.to_owned());
+                failure
+            }
         }
     }
 }
@@ -191,6 +196,9 @@ pub(super) fn store(context: impl Into<String>) -> impl FnOnce(StoreError) -> Fa
                 ErrorKind::Conflict,
                 Some("a key stands for one user; use another key".to_owned()),
             ),
+            StoreError::NameTaken { .. } => {
+                (ErrorKind::Conflict, Some("choose another name".to_owned()))
+            }
             other if other.exit_code() == 4 => (ErrorKind::Conflict, None),
             _ => (
                 ErrorKind::Internal,
