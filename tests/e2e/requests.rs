@@ -118,7 +118,7 @@ fn an_agent_that_cannot_be_forwarded_is_refused() {
 #[test]
 fn requests_that_come_too_late_are_refused() {
     let gateway = Gateway::with_workspace();
-    for (login, command) in [("ws", "cat"), ("vendetta", "events --follow")] {
+    for (login, command) in [("ws", "cat"), ("vendetta", "workspace ports ws --follow")] {
         let answered = in_time("late requests", async {
             let connection = connect(&gateway, login).await?;
             let channel = connection.channel_open_session().await?;

@@ -141,3 +141,42 @@ pub fn failure(error: &russh::Error) -> ChannelOpenFailure {
         _ => ChannelOpenFailure::ConnectFailed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_opens_nothing_that_the_client_s_certificate_withholds() {
+        let all = Permissions::default();
+        let tcp = OpenKind::ForwardedTcpIp {
+            connected: ("localhost".to_owned(), 80),
+            originator: ("localhost".to_owned(), 1),
+        };
+        let unix = OpenKind::ForwardedStreamLocal("/tmp/socket".to_owned());
+        let x11 = OpenKind::X11("localhost".to_owned(), 1);
+        let no_ports = Permissions {
+            port_forwarding: false,
+            ..all.clone()
+        };
+        let no_agent = Permissions {
+            agent_forwarding: false,
+            ..all.clone()
+        };
+        let no_x11 = Permissions {
+            x11_forwarding: false,
+            ..all.clone()
+        };
+        for (kind, without) in [
+            (tcp, &no_ports),
+            (unix, &no_ports),
+            (OpenKind::Agent, &no_agent),
+            (x11, &no_x11),
+        ] {
+            for permissions in [&all, &no_ports, &no_agent, &no_x11] {
+                let expected = permissions != without;
+                assert_eq!(permitted(&kind, permissions), expected, "{kind:?}");
+            }
+        }
+    }
+}
