@@ -24,6 +24,7 @@ mod parity;
 mod ports;
 mod qemu;
 mod relay;
+mod requests;
 mod scale;
 mod serve;
 mod services;

@@ -10,6 +10,8 @@ use vendetta_tests::{
     BUSYBOX, Gateway, PATIENCE, Seeded, TOOLS, eventually, free_port, random_bytes,
 };
 
+use crate::relay::{answer_without_reading, read_slowly};
+
 fn docker(image: &str, more: &str) -> String {
     format!("provider: docker\ndocker: {{image: \"{image}\"}}\n{more}\n")
 }
@@ -112,6 +114,25 @@ fn a_port_leads_inside_and_stays_the_same_until_the_workspace_is_destroyed() {
     assert!(refuses(port));
     gateway.create("third", &docker(TOOLS, "ports: [80]"));
     assert_eq!(address(&gateway, "third"), port, "it is free for others");
+}
+
+#[test]
+fn an_early_answer_to_an_upload_arrives_whole() {
+    let gateway = Gateway::docker();
+    gateway.create("ws", &docker(TOOLS, "ports: [7000]"));
+    gateway.control("workspace up ws").ok();
+    let content = random_bytes(2, 32 << 20);
+    answer_without_reading(&gateway, &content);
+    let reader = connect(address(&gateway, "ws"));
+    let mut writer = reader.try_clone().expect("a socket");
+    thread::scope(|scope| {
+        let upload = scope.spawn(move || while writer.write_all(&[0; 1 << 16]).is_ok() {});
+        let answer = read_slowly(&reader);
+        assert_eq!(answer.len(), content.len());
+        assert!(answer == content, "other bytes came");
+        reader.shutdown(Shutdown::Both).expect("hanging up");
+        upload.join().expect("the writer");
+    });
 }
 
 #[test]

@@ -135,6 +135,28 @@ fn an_unknown_subsystem_is_refused_and_the_connection_lives_on() {
 }
 
 #[test]
+fn what_the_gateway_asks_of_an_agent_is_not_for_its_clients() {
+    let gateway = Gateway::with_workspace();
+    let ask = |subsystem: &str| {
+        let run = gateway.ssh("ws").args(["-s", subsystem]);
+        let run = run.stdin("{\"request\":\"terminals\"}\n").finish();
+        (run.code(), run.text(), run.error_text())
+    };
+    let (code, output, error) = ask("agent@vendetta");
+    assert_ne!(code, 0, "{output}");
+    assert_eq!((code, output, error), ask("no-such-thing@vendetta"));
+    // Nor under a name with which the gateway might be taken for one that asks for itself.
+    for user in ["client:", "client:root"] {
+        let login = format!("ws+{user}");
+        let run = gateway.ssh(&login).args(["-s", "agent@vendetta"]);
+        let run = run.stdin("{\"request\":\"terminals\"}\n").finish();
+        assert_ne!(run.code(), 0, "{run}");
+        assert_eq!(run.text(), "");
+    }
+    gateway.control("workspace ports ws").ok();
+}
+
+#[test]
 fn a_terminal_is_there_with_tt_and_only_then() {
     let gateway = Gateway::with_workspace();
     let run = gateway

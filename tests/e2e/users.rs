@@ -287,6 +287,18 @@ fn a_certificate_s_options_narrow_what_its_holder_may_do() {
     authority.certify(&carol, &["-n", &me, "-O", "force-command=echo forced"]);
     assert_eq!(carol.exec("ws", "echo mine").ok().text(), "forced");
     assert_eq!(carol.ssh("ws").ok().text(), "forced");
+    let options = "force-command=echo \"for $SSH_ORIGINAL_COMMAND\"";
+    authority.certify(&carol, &["-n", &me, "-O", options]);
+    assert_eq!(carol.exec("ws", "echo mine").ok().text(), "for echo mine");
+    let run = carol.ssh("ws").args(["-s", "sftp"]).ok();
+    assert_eq!(run.text(), "for sftp");
+    // Only the gateway says what it was.
+    let forged = ["-o", "SetEnv=SSH_ORIGINAL_COMMAND=forged"];
+    assert_eq!(carol.ssh("ws").args(forged).ok().text(), "for");
+    let shown = "echo \"for $SSH_ORIGINAL_COMMAND\"";
+    let run = gateway.ssh("ws").args(forged).arg(shown).ok();
+    assert_eq!(run.text(), "for");
+    authority.certify(&carol, &["-n", &me, "-O", "force-command=echo forced"]);
     let run = carol
         .tool("sftp")
         .args(["-b", "-", "ws@gateway"])

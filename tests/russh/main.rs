@@ -3,6 +3,7 @@
 
 mod support;
 
+mod agent_request;
 mod close_answered_by_consumer;
 mod dropped_opener;
 mod global_request_reply;
@@ -12,6 +13,7 @@ mod other_requests;
 mod pending_replies;
 mod queue_limit;
 mod rekey_allowance;
+mod request_replies;
 mod window;
 mod write_while_reading;
 mod writer_wakes;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use russh::keys::{PrivateKey, PublicKeyOrCertificate, ssh_key};
-use russh::server::{Auth, ChannelOpenHandle, Session};
+use russh::server::{Auth, ChannelOpenHandle, DeferredReply, Session};
 use russh::{Channel, ChannelId, ChannelMsg, client, server};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -35,10 +35,12 @@ pub struct Opening {
 /// that wants no reply.
 pub const SEND_GLOBAL_REQUEST: &str = "SEND_GLOBAL_REQUEST";
 
-/// Hands every channel to the test and answers no request, except `env`,
+/// Hands every channel, and the answer to every forward request, to the test
+/// and answers no request, except `env`,
 /// which it acknowledges on the spot as russh's documentation says.
 pub struct ServerHandler {
     openings: mpsc::UnboundedSender<Opening>,
+    deferred: mpsc::UnboundedSender<DeferredReply>,
     handle: watch::Sender<Option<server::Handle>>,
 }
 
@@ -72,6 +74,25 @@ impl server::Handler for ServerHandler {
     ) -> Result<(), Self::Error> {
         let _ = self.openings.send(Opening { channel, reply });
         Ok(())
+    }
+
+    async fn agent_request(
+        &mut self,
+        _channel: ChannelId,
+        _session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        _address: &str,
+        _port: &mut u32,
+        session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        let _ = self.deferred.send(session.defer_request_reply());
+        // Not what is answered.
+        Ok(true)
     }
 
     async fn env_request(
@@ -170,6 +191,8 @@ pub struct Connection {
     pub to_client: Direction,
     pub to_server: Direction,
     pub opened_by_client: mpsc::UnboundedReceiver<Opening>,
+    /// The client's forward requests, in order.
+    pub deferred: mpsc::UnboundedReceiver<DeferredReply>,
     opened_by_server: mpsc::UnboundedReceiver<(Channel<client::Msg>, client::ChannelOpenHandle)>,
 }
 
@@ -231,8 +254,10 @@ impl Connection {
         let to_server = Direction::start(from_client, into_server);
 
         let (openings, opened_by_client) = mpsc::unbounded_channel();
+        let (defer, deferred) = mpsc::unbounded_channel();
         let handler = ServerHandler {
             openings,
+            deferred: defer,
             handle: watch::Sender::new(None),
         };
         let (openings, opened_by_server) = mpsc::unbounded_channel();
@@ -253,6 +278,7 @@ impl Connection {
             to_client,
             to_server,
             opened_by_client,
+            deferred,
             opened_by_server,
         })
     }
@@ -348,6 +374,7 @@ where
             let (openings, mut opened) = mpsc::unbounded_channel::<Opening>();
             let handler = ServerHandler {
                 openings,
+                deferred: mpsc::unbounded_channel().0,
                 handle: watch::Sender::new(None),
             };
             let Ok(session) = server::run_stream(config.clone(), stream, handler).await else {

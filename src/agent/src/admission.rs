@@ -29,8 +29,10 @@ const PERMITS: [&str; 4] = [
 /// Who has logged in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {
-    /// The gateway.
+    /// The gateway, for itself.
     Gateway,
+    /// The gateway, for one of its clients.
+    Client,
     /// Somebody else, with this.
     Guest(Credential),
 }

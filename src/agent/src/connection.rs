@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vendetta_proto::TerminalName;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Peer};
 use crate::config::Settings;
 use crate::forward::agent_socket::AgentSockets;
 use crate::forward::{Listeners, Resolver};
@@ -131,8 +131,8 @@ pub struct Connection {
     pub user: User,
     /// The terminal that its shells on terminals are.
     pub terminal: Option<TerminalName>,
-    /// It is the gateway's, which may manage services.
-    pub by_gateway: bool,
+    /// Who logged in.
+    pub peer: Peer,
     /// For what has no method on a channel.
     pub handle: Handle,
     /// Cancelled when the connection is over, however it ends.
@@ -149,7 +149,7 @@ impl Connection {
     pub fn new(
         agent: Arc<Agent>,
         (user, terminal): (User, Option<TerminalName>),
-        by_gateway: bool,
+        peer: Peer,
         handle: Handle,
         gone: CancellationToken,
     ) -> Self {
@@ -157,7 +157,7 @@ impl Connection {
             agent,
             user,
             terminal,
-            by_gateway,
+            peer,
             handle,
             gone,
             listeners: Listeners::default(),

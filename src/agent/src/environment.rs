@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
+use vendetta_proto::agent::ORIGINAL_COMMAND;
+
 use crate::users::User;
 
 /// PATH when the image sets none; that of login(1) on Debian.
@@ -14,7 +16,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Variables of the agent's own environment that describe some other session,
 /// which matters when the agent is an ordinary process (provider `host`).
-const NOT_INHERITED: [&str; 20] = [
+const NOT_INHERITED: [&str; 21] = [
     "DISPLAY",
     "HOME",
     "LOGNAME",
@@ -28,6 +30,7 @@ const NOT_INHERITED: [&str; 20] = [
     "SSH_AUTH_SOCK",
     "SSH_CLIENT",
     "SSH_CONNECTION",
+    ORIGINAL_COMMAND,
     "SSH_TTY",
     "TERM",
     "USER",
@@ -99,6 +102,16 @@ impl ClientVariables {
             room && value.len() <= LONGEST_VALUE && !value.contains('\0') && client_may_set(&name);
         if accepted {
             self.0.insert(name, value);
+        }
+        accepted
+    }
+
+    /// Takes the command that the client asked for and that another one
+    /// replaces, whatever else the client has set.
+    pub fn set_original_command(&mut self, command: String) -> bool {
+        let accepted = !command.contains('\0');
+        if accepted {
+            self.0.insert(ORIGINAL_COMMAND.to_owned(), command);
         }
         accepted
     }
@@ -180,6 +193,7 @@ mod tests {
             "HOME",
             "VENDETTA_WORKSPACE",
             "VENDETTA_SERVICE_DB_PORT",
+            ORIGINAL_COMMAND,
             "LC_",
             "LC_A=B",
             "",

@@ -14,11 +14,13 @@ use russh::{Channel, ChannelId, Sig};
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vendetta_proto::TerminalName;
+use vendetta_proto::agent::FOR_CLIENT;
+use vendetta_sshio::control::{Control, Size, control};
 
 use crate::admission::{Credential, Peer, fingerprint};
 use crate::connection::{Agent, Connection};
 use crate::forward::{self, Target};
-use crate::session::{self, Control, Size};
+use crate::session;
 use crate::users::User;
 
 /// Whom somebody logs in as, and what their shells on terminals are.
@@ -58,6 +60,19 @@ impl ConnectionHandler {
             .is_some_and(|connection| connection.listeners.cancel(target))
     }
 
+    /// A session answers a request in its turn, after those before it; on
+    /// other channels there is nothing to ask for.
+    fn leave_to_session(
+        &self,
+        channel: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        if self.sessions.contains_key(&channel) {
+            return Ok(());
+        }
+        session.channel_failure(channel)
+    }
+
     /// Whose key it is, if it may log in.
     fn peer(&self, key: &PublicKey) -> Option<Peer> {
         if self.agent.settings.gateway_keys.contains(key.key_data()) {
@@ -70,8 +85,12 @@ impl ConnectionHandler {
 
     /// Lets `peer` in as the user that `name` means.
     fn log_in(&mut self, peer: Peer, name: &str) -> Auth {
+        let (peer, name) = match name.strip_prefix(FOR_CLIENT) {
+            Some(user) if peer == Peer::Gateway => (Peer::Client, user),
+            _ => (peer, name),
+        };
         let login = match &peer {
-            Peer::Gateway => self.agent.login(name),
+            Peer::Gateway | Peer::Client => self.agent.login(name),
             Peer::Guest(_) => self.agent.login_of_guest(name),
         };
         match login {
@@ -138,19 +157,18 @@ impl Handler for ConnectionHandler {
         let Some((login, peer)) = self.login.take() else {
             return Ok(());
         };
-        let by_gateway = matches!(peer, Peer::Gateway);
         if let Peer::Guest(credential) = &peer {
             tracing::info!(%credential, user = %login.0.name.display(), "logged in");
         }
         if let Some(tell) = self.tell.take() {
             // Nobody hears it when the connection ends at this moment.
-            let _ = tell.send(peer);
+            let _ = tell.send(peer.clone());
         }
         let (agent, gone) = (Arc::clone(&self.agent), self.gone.clone());
         self.connection = Some(Arc::new(Connection::new(
             agent,
             login,
-            by_gateway,
+            peer,
             session.handle(),
             gone,
         )));
@@ -164,7 +182,7 @@ impl Handler for ConnectionHandler {
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
         if let Some(connection) = &self.connection {
-            let (control, events) = session::control(connection.closed_token(channel.id()));
+            let (control, events) = control();
             self.sessions.insert(channel.id(), control);
             reply.accept().await;
             self.agent
@@ -209,7 +227,6 @@ impl Handler for ConnectionHandler {
         Ok(())
     }
 
-    /// A session answers in its turn, after the requests before this one.
     async fn other_request(
         &mut self,
         channel: ChannelId,
@@ -217,10 +234,15 @@ impl Handler for ConnectionHandler {
         _data: &[u8],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        if !self.sessions.contains_key(&channel) {
-            session.channel_failure(channel)?;
-        }
-        Ok(())
+        self.leave_to_session(channel, session)
+    }
+
+    async fn agent_request(
+        &mut self,
+        channel: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.leave_to_session(channel, session)
     }
 
     async fn tcpip_forward(
@@ -276,30 +298,14 @@ impl Handler for ConnectionHandler {
         Ok(self.cancel(&Target::Unix(path.to_owned())))
     }
 
-    async fn agent_request(
-        &mut self,
-        _channel: ChannelId,
-        _session: &mut Session,
-    ) -> Result<bool, Self::Error> {
-        let Some(connection) = &self.connection else {
-            return Ok(false);
-        };
-        let socket = connection
-            .agent_socket
-            .get_or_try_init(|| forward::agent_socket::serve(connection))
-            .await;
-        if let Err(error) = &socket {
-            tracing::warn!("cannot forward the client's agent: {error}");
-        }
-        Ok(socket.is_ok())
-    }
-
     async fn channel_close(
         &mut self,
         channel: ChannelId,
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
-        self.sessions.remove(&channel);
+        if let Some(control) = self.sessions.remove(&channel) {
+            control.close();
+        }
         if let Some(connection) = &self.connection {
             connection.channel_closed(channel);
         }

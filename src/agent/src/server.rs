@@ -64,6 +64,13 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (out of descriptors), so that it is no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often a peer that says nothing is asked whether it is there, and how
+/// often in vain before its processes are hung up: a quarter of an hour, for
+/// one that is cut off or asleep. Of a gateway whose machine lost its power a
+/// far node's sshd notices nothing for hours.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_MAX: usize = 15;
+
 /// Messages that may wait between the channels and the connection's writer.
 const EVENT_BUFFER: usize = 16;
 
@@ -201,6 +208,8 @@ fn ssh_config(settings: &Settings) -> russh::server::Config {
         event_buffer_size: EVENT_BUFFER,
         preferred: transport::agent_algorithms(),
         inactivity_timeout: None,
+        keepalive_interval: Some(KEEPALIVE),
+        keepalive_max: KEEPALIVE_MAX,
         ..russh::server::Config::default()
     }
 }
@@ -260,7 +269,7 @@ async fn connection(
                 tracing::info!(%credential, "may no longer log in: cut off");
                 "this key may no longer log in"
             }
-            Ok(Ok(Peer::Gateway) | Err(_)) => pending().await,
+            Ok(Ok(Peer::Gateway | Peer::Client) | Err(_)) => pending().await,
         }
     };
     let farewell = async {

@@ -16,6 +16,17 @@ pub const CONFIG_VERSION: u32 = 2;
 /// user ([`AgentConfig::user`]); any other must be in the environment's /etc/passwd.
 pub const DEFAULT_USER: &str = "";
 
+/// How the SSH user name begins with which the gateway logs in for a client,
+/// whose channels the connection then carries; the rest is the user. No user's
+/// own name can begin so (passwd(5)). Only without it, on a connection for the
+/// gateway's own use, does an agent serve [`crate::rpc`].
+pub const FOR_CLIENT: &str = "client:";
+
+/// The variable that has what a client asked for where its certificate forces
+/// another command (sshd_config(5), ForceCommand). An agent takes it from the
+/// gateway, and the gateway from nobody.
+pub const ORIGINAL_COMMAND: &str = "SSH_ORIGINAL_COMMAND";
+
 /// How [`AgentConfig::listen`] begins where it is not a path.
 pub const LISTEN_TCP: &str = "tcp:";
 

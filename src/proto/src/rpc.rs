@@ -3,8 +3,9 @@
 //!
 //! A channel carries one [`Request`], then any number of [`Answer`]s. The agent
 //! ends the channel after the last one; the gateway may end it at any time,
-//! which stops the watching and not what was asked for. Only the gateway's own
-//! keys may use it.
+//! which stops the watching and not what was asked for. Only the gateway may use
+//! it, on connections that it makes for itself
+//! ([`FOR_CLIENT`](crate::agent::FOR_CLIENT)).
 
 use std::collections::BTreeSet;
 

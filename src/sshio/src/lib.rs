@@ -1,5 +1,6 @@
 //! What both SSH ends of vendetta share: keys, transport settings and the relay.
 
+pub mod control;
 pub mod cut;
 pub mod keys;
 pub mod local_stream;

@@ -3,15 +3,21 @@
 //! Everything is forwarded in the order it came, one to one: data, extended
 //! data, EOF in each direction, requests with their own want-reply, replies,
 //! exit-status and exit-signal (RFC 4254 sections 5 and 6). Nothing is
-//! answered here.
+//! answered here. Signals and sizes alone overtake what came before them
+//! ([`crate::control`]), since they are for a process that takes no input, too.
 //!
 //! ```text
-//!   OPEN ── client closes or vanishes ──▶ CLIENT GONE ── environment closes ──▶ done
-//!    └───────────────── environment closes ────────────────────────────────────▶ done
+//!   OPEN ── environment takes no more ──▶ DISCARDING
+//!    ├─ client closes or vanishes ─▶ CLIENT GONE ◀─ client closes or vanishes ─┤
+//!    └──────────────────┴── environment closes ──▶ done ◀──────────────────────┘
 //! ```
 //!
 //! In OPEN both directions run side by side, and each waits only for the
-//! window of its own receiver. In CLIENT GONE nothing more is sent to the
+//! window of its own receiver. An environment that has closed takes no more at
+//! once, while what it sent before may still be on its way to a slow client:
+//! in DISCARDING the client's messages are dropped, and everything of the
+//! environment goes on to the client, up to the CLOSE at its end, for as long
+//! as the client takes. In CLIENT GONE nothing more is sent to the
 //! environment; its data is dropped, since the client takes no more, while
 //! exit-status still passes: OpenSSH closes its side on EOF both ways and reads
 //! the status after that. The client's CLOSE is answered when the environment
@@ -20,12 +26,15 @@
 //! Data waits in the windows of the two connections and nowhere else: a
 //! message is taken from one side only when the other has room for it.
 
+use std::future::pending;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
 use tokio_util::sync::CancellationToken;
+
+use crate::control::Events;
 
 /// How long an environment may take the data that the client sent before it closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,10 +55,9 @@ pub struct ClientSide {
     pub channel: Channel<server::Msg>,
     /// The connection it belongs to; carries what a channel has no method for.
     pub connection: server::Handle,
-    /// Cancelled when the client's CHANNEL_CLOSE arrives. It comes beside the
-    /// channel because in the channel it queues behind data that the
-    /// environment may never take.
-    pub closed: CancellationToken,
+    /// What comes beside the channel, where it would queue behind data that
+    /// the environment may never take.
+    pub events: Events,
     /// Sees each request before it is forwarded and says what is forwarded in
     /// its place; none: all as they come. It must keep as many that want a
     /// reply as there were, since replies are told apart by their order alone.
@@ -70,10 +78,11 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
     let ClientSide {
         channel,
         connection,
-        closed,
+        events,
         requests,
         farewell,
     } = client;
+    let closed = events.closed.clone();
     let (client_read, client_write) = channel.split();
     let (environment_read, environment_write) = environment.split();
     let counters = Counters::default();
@@ -99,6 +108,7 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
     let lost = tokio::select! {
         end = to_client => matches!(end, End::Lost),
         () = to_environment => false,
+        () = forward_events(events, &environment_write) => false,
     };
     if let (true, Some(farewell)) = (lost, farewell) {
         // A client that takes nothing must not keep the bridge.
@@ -131,16 +141,19 @@ fn count(counter: &AtomicU64, data: &Bytes) {
     counter.fetch_add(data.len() as u64, Ordering::Relaxed);
 }
 
-/// Forwards until the client closes its side or is gone, or the environment's
-/// connection is lost.
+/// Forwards until the client closes its side or is gone; what the environment
+/// takes no more is dropped.
 async fn forward_to_environment(
     mut from: ChannelReadHalf,
     to: &ChannelWriteHalf<client::Msg>,
     mut requests: Option<RequestFilter>,
     counters: &Counters,
 ) {
+    let mut taken = true;
     while let Some(message) = from.wait().await {
         let forwarded = match message {
+            ChannelMsg::Close => return,
+            _ if !taken => continue,
             ChannelMsg::Data { data } => {
                 count(&counters.to_environment, &data);
                 to.data_bytes(data).await
@@ -150,7 +163,6 @@ async fn forward_to_environment(
                 to.extended_data_bytes(ext, data).await
             }
             ChannelMsg::Eof => to.eof().await,
-            ChannelMsg::Close => return,
             request => match &mut requests {
                 None => forward_request(request, to).await,
                 Some(filter) => {
@@ -162,9 +174,22 @@ async fn forward_to_environment(
                 }
             },
         };
-        if forwarded.is_err() {
-            return;
-        }
+        taken = forwarded.is_ok();
+    }
+}
+
+/// Forwards signals and sizes. Never ends.
+async fn forward_events(mut events: Events, to: &ChannelWriteHalf<client::Msg>) {
+    loop {
+        // An environment that has closed needs neither.
+        let _ = tokio::select! {
+            Some(signal) = events.signals.recv() => to.signal(signal).await,
+            Ok(()) = events.size.changed() => {
+                let size = *events.size.borrow_and_update();
+                to.window_change(size.columns, size.rows, size.width, size.height).await
+            }
+            else => pending().await,
+        };
     }
 }
 
@@ -214,8 +239,7 @@ async fn forward_request(
             )
             .await
         }
-        // russh has answered this one by the handler's verdict already.
-        ChannelMsg::AgentForward { .. } => to.agent_forward(false).await,
+        ChannelMsg::AgentForward { want_reply } => to.agent_forward(want_reply).await,
         ChannelMsg::RequestShell { want_reply } => to.request_shell(want_reply).await,
         ChannelMsg::Exec {
             want_reply,
@@ -224,18 +248,12 @@ async fn forward_request(
         ChannelMsg::RequestSubsystem { want_reply, name } => {
             to.request_subsystem(want_reply, name).await
         }
-        ChannelMsg::WindowChange {
-            col_width,
-            row_height,
-            pix_width,
-            pix_height,
-        } => {
-            to.window_change(col_width, row_height, pix_width, pix_height)
-                .await
-        }
-        ChannelMsg::Signal { signal } => to.signal(signal).await,
-        // russh has refused this one if it wanted a reply.
-        ChannelMsg::OtherRequest { name, data, .. } => to.request(false, name, data).await,
+        ChannelMsg::OtherRequest {
+            name,
+            want_reply,
+            data,
+        } => to.request(want_reply, name, data).await,
+        // Signals and sizes come as events.
         _ => Ok(()),
     }
 }

@@ -2,14 +2,22 @@
 //!
 //! Each direction ends on its own: EOF of the channel shuts the socket down for
 //! writing, end of the socket's data sends EOF. The channel is closed when both
-//! have ended. Whatever else ends it (a reset, CLOSE before EOF, a lost
+//! have ended; one that its other end has closed is as good as ended, once what
+//! came before is delivered. Whatever else ends it (a reset, CLOSE before EOF, a lost
 //! connection) is a break and not an orderly end: a caller with a TCP socket
 //! resets it, so that its peer does not take a truncated stream for a whole one.
+
+use std::time::Duration;
 
 use bytes::BytesMut;
 use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+
+/// How long a socket's peer may send to a channel that is closed, and read the
+/// end of what it was sent.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// First size of a read buffer.
 const SMALL_READ: usize = 8 * 1024;
@@ -38,8 +46,10 @@ where
     let (mut reader, writer) = channel.split();
     // The socket takes no more data.
     let deaf = CancellationToken::new();
+    // The channel takes no more data.
+    let closed = CancellationToken::new();
     let both = async {
-        let outward = socket_to_channel(from_socket, &writer);
+        let outward = socket_to_channel(from_socket, &writer, &closed);
         let inward = channel_to_socket(&mut reader, to_socket, &deaf);
         tokio::pin!(outward, inward);
         tokio::select! {
@@ -53,7 +63,10 @@ where
                 end
             }
             end = &mut inward => match end {
-                End::Orderly => outward.await,
+                End::Orderly => tokio::select! {
+                    end = outward => end,
+                    () = async { closed.cancelled().await; sleep(LINGER).await } => End::Broken,
+                },
                 End::Broken => End::Broken,
             },
         }
@@ -66,7 +79,14 @@ where
     end
 }
 
-async fn socket_to_channel<M>(mut from: impl AsyncRead + Unpin, to: &ChannelWriteHalf<M>) -> End
+/// When the channel takes no more data, the rest is dropped: what its other end
+/// sent before it closed is still to be delivered, and a socket that is closed
+/// with unread data resets its peer.
+async fn socket_to_channel<M>(
+    mut from: impl AsyncRead + Unpin,
+    to: &ChannelWriteHalf<M>,
+    closed: &CancellationToken,
+) -> End
 where
     M: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
 {
@@ -80,8 +100,9 @@ where
                 return End::Orderly;
             }
             Ok(read) => {
-                if to.data_bytes(buffer.split().freeze()).await.is_err() {
-                    return End::Broken;
+                let data = buffer.split().freeze();
+                if !closed.is_cancelled() && to.data_bytes(data).await.is_err() {
+                    closed.cancel();
                 }
                 if read >= size && size < LARGE_READ {
                     size *= 2;

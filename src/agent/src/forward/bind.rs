@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -289,11 +289,14 @@ pub(super) fn private_listener(path: &Path) -> io::Result<std::os::unix::net::Un
 
 fn remove_stale(path: &Path) {
     let socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    let refused = || {
-        std::os::unix::net::UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    // Without waiting for a server that accepts nobody.
+    let connect = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
     };
-    if socket && refused() {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if socket && connect().is_err_and(refused) {
         let _ = std::fs::remove_file(path);
     }
 }
@@ -312,6 +315,22 @@ mod tests {
         assert_eq!(count("::"), Some(1));
         assert_eq!(count("127.0.0.2"), Some(1));
         assert_eq!(count("db.internal"), None);
+    }
+
+    #[test]
+    fn only_a_socket_that_nobody_serves_is_stale() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let server = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        server.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        server.listen(0).unwrap();
+        // One waits to be accepted, and nobody else can.
+        let _waits = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        remove_stale(&path);
+        assert!(path.exists());
+        drop(server);
+        remove_stale(&path);
+        assert!(!path.exists());
     }
 
     #[test]

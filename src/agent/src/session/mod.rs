@@ -12,7 +12,6 @@
 //! In SETUP requests are answered in order. In RUNNING the only requests that
 //! still mean something are window-change and signal.
 
-mod control;
 mod modes;
 mod program;
 mod pty;
@@ -23,17 +22,17 @@ mod signals;
 mod streams;
 mod terminal;
 
-pub use control::{Control, control};
-pub use pty::{Master, Size};
+pub use pty::Master;
+pub use vendetta_sshio::control::Size;
 
 use std::sync::Arc;
 
 use russh::Channel;
 use russh::server::Msg;
+use vendetta_sshio::control::Events;
 
 use crate::connection::Connection;
 use crate::rpc;
-use control::Events;
 use setup::{Program, Requested};
 
 /// Serves one session channel to its end.

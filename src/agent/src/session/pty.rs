@@ -12,33 +12,19 @@ use nix::sys::termios::{SetArg, tcgetattr, tcsendbreak, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
 use russh::Pty as ModeCode;
 use tokio::io::unix::AsyncFd;
+use vendetta_sshio::control::Size;
 
 use super::modes;
 use crate::process::{open_pty_peer, set_controlling_size, watch};
 use crate::users::User;
 
-/// Size of a terminal in characters and pixels (RFC 4254 section 6.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Size {
-    /// Columns.
-    pub columns: u32,
-    /// Rows.
-    pub rows: u32,
-    /// Width in pixels.
-    pub width: u32,
-    /// Height in pixels.
-    pub height: u32,
-}
-
-impl Size {
-    fn winsize(self) -> libc::winsize {
-        let short = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
-        libc::winsize {
-            ws_row: short(self.rows),
-            ws_col: short(self.columns),
-            ws_xpixel: short(self.width),
-            ws_ypixel: short(self.height),
-        }
+fn winsize(size: Size) -> libc::winsize {
+    let short = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+    libc::winsize {
+        ws_row: short(size.rows),
+        ws_col: short(size.columns),
+        ws_xpixel: short(size.width),
+        ws_ypixel: short(size.height),
     }
 }
 
@@ -112,7 +98,7 @@ impl Master {
     /// # Errors
     /// Those of the ioctl.
     pub fn resize(&self, size: Size) -> io::Result<()> {
-        set_controlling_size(self.0.get_ref().as_fd(), &size.winsize())
+        set_controlling_size(self.0.get_ref().as_fd(), &winsize(size))
     }
 
     /// Sends a break, which a pseudo-terminal hardly notices.

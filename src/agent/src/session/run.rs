@@ -19,8 +19,8 @@ use russh::server::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
+use vendetta_sshio::control::Events;
 
-use super::control::Events;
 use super::program;
 use super::pty::{Master, Opened};
 use super::setup::{Program, Setup, refuse_late, reply};

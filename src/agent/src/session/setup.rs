@@ -3,11 +3,15 @@
 use std::sync::Arc;
 
 use russh::{ChannelId, ChannelMsg, ChannelReadHalf};
+use vendetta_proto::agent::ORIGINAL_COMMAND;
 use vendetta_proto::rpc::SUBSYSTEM;
+use vendetta_sshio::control::Size;
 
-use super::pty::{self, Opened, Size};
+use super::pty::{self, Opened};
+use crate::admission::Peer;
 use crate::connection::Connection;
 use crate::environment::ClientVariables;
+use crate::forward::agent_socket;
 use crate::forward::x11::{self, Display};
 
 /// What a client asked for before it started a process.
@@ -63,10 +67,17 @@ pub async fn receive(
                 want_reply,
                 variable_name,
                 variable_value,
-            } => (
-                want_reply,
-                setup.variables.set(variable_name, variable_value),
-            ),
+            } => {
+                let variables = &mut setup.variables;
+                let accepted = match connection.peer {
+                    // The gateway's own word: it lets none of a client's through.
+                    Peer::Client if variable_name == ORIGINAL_COMMAND => {
+                        variables.set_original_command(variable_value)
+                    }
+                    _ => variables.set(variable_name, variable_value),
+                };
+                (want_reply, accepted)
+            }
             ChannelMsg::RequestPty {
                 want_reply,
                 term,
@@ -113,7 +124,7 @@ pub async fn receive(
             ChannelMsg::RequestSubsystem { want_reply, name } => {
                 let requested = match name.as_str() {
                     "sftp" => Some(Requested::Process(Program::Sftp)),
-                    SUBSYSTEM if connection.by_gateway => Some(Requested::Rpc),
+                    SUBSYSTEM if connection.peer == Peer::Gateway => Some(Requested::Rpc),
                     _ => None,
                 };
                 reply(connection, id, want_reply, requested.is_some()).await;
@@ -142,10 +153,16 @@ pub async fn receive(
                 (want_reply, setup.display.is_some())
             }
             ChannelMsg::OtherRequest { want_reply, .. } => (want_reply, false),
-            // The handler has answered it.
-            ChannelMsg::AgentForward { .. } => {
-                setup.agent = true;
-                continue;
+            ChannelMsg::AgentForward { want_reply } => {
+                let socket = connection
+                    .agent_socket
+                    .get_or_try_init(|| agent_socket::serve(connection))
+                    .await;
+                if let Err(error) = &socket {
+                    tracing::warn!("cannot forward the client's agent: {error}");
+                }
+                setup.agent |= socket.is_ok();
+                (want_reply, socket.is_ok())
             }
             ChannelMsg::Eof => {
                 setup.input_ended = true;
@@ -167,6 +184,7 @@ pub async fn refuse_late(connection: &Connection, id: ChannelId, message: &Chann
     | ChannelMsg::RequestSubsystem { want_reply, .. }
     | ChannelMsg::RequestX11 { want_reply, .. }
     | ChannelMsg::SetEnv { want_reply, .. }
+    | ChannelMsg::AgentForward { want_reply }
     | ChannelMsg::OtherRequest { want_reply, .. } = message
     {
         reply(connection, id, *want_reply, false).await;

@@ -3,8 +3,8 @@
 use futures::FutureExt as _;
 use russh::server::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use vendetta_sshio::control::Events;
 
-use super::control::Events;
 use super::program::directories;
 use super::setup::refuse_late;
 use crate::connection::Connection;

@@ -6,9 +6,8 @@ use russh::server::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::mpsc;
 use vendetta_proto::TerminalName;
+use vendetta_sshio::control::{Events, Size};
 
-use super::control::Events;
-use super::pty::Size;
 use super::run::{self, report, say_goodbye};
 use super::setup::{Program, Setup, refuse_late};
 use super::signals;

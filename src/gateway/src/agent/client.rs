@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use vendetta_proto::rpc::{Answer, MAX_LINE, Request, SUBSYSTEM};
 
 use super::opens::{AgentHandler, EnvironmentOpen, OpenKind};
-use super::pool::{AgentError, Pool};
+use super::pool::{AgentError, Pool, Use};
 use crate::node::AgentAccess;
 use crate::workspace::AgentTarget;
 
@@ -59,7 +59,7 @@ impl AgentClient {
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Result<Arc<Self>, AgentError> {
         let user = vendetta_proto::agent::DEFAULT_USER;
-        let connection = pool.connect(target, user).await?;
+        let connection = pool.connect(target, user, Use::Gateway).await?;
         let opens = tokio::spawn(serve(connection.opens, ssh_agent));
         Ok(Arc::new(Self {
             workspace: target.workspace.to_string(),

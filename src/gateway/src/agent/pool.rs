@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vendetta_proto::NodeName;
+use vendetta_proto::agent::FOR_CLIENT;
 use vendetta_sshio::keys::PrivateKey;
 use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
@@ -153,6 +154,15 @@ impl AgentError {
     }
 }
 
+/// Whose a connection to an agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// The gateway's own, which may manage the environment.
+    Gateway,
+    /// For a client's channels, which may not.
+    Client,
+}
+
 /// A connection to an agent, authenticated as one user of the environment.
 pub struct AgentConnection {
     /// The SSH client.
@@ -241,7 +251,7 @@ impl Pool {
         pool
     }
 
-    /// A connection to the agent of `target` as `user`
+    /// A connection to the agent of `target` for a client's channels, as `user`
     /// ([`vendetta_proto::agent::DEFAULT_USER`] or a user of the environment).
     ///
     /// # Errors
@@ -258,7 +268,7 @@ impl Pool {
                 return Ok(connection);
             }
         }
-        self.connect(target, user).await
+        self.connect(target, user, Use::Client).await
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Place, Ready>> {
@@ -351,7 +361,7 @@ impl Pool {
     /// session in stock.
     async fn prepare(&self, target: &AgentTarget) -> Result<AgentConnection, AgentError> {
         let user = vendetta_proto::agent::DEFAULT_USER;
-        let mut connection = self.connect(target, user).await?;
+        let mut connection = self.connect(target, user, Use::Client).await?;
         if target.node.name().as_str() == NodeName::LOCAL {
             return Ok(connection);
         }
@@ -381,7 +391,12 @@ impl Pool {
         &self,
         target: &AgentTarget,
         user: &str,
+        purpose: Use,
     ) -> Result<AgentConnection, AgentError> {
+        let login = match purpose {
+            Use::Gateway => user.to_owned(),
+            Use::Client => format!("{FOR_CLIENT}{user}"),
+        };
         let workspace = || target.workspace.to_string();
         let handshake = |source| AgentError::Handshake {
             workspace: workspace(),
@@ -396,7 +411,7 @@ impl Pool {
                     .map_err(handshake)?;
             let key = PrivateKeyWithHashAlg::new(self.shared.key.clone(), None);
             let authenticated = handle
-                .authenticate_publickey(user, key)
+                .authenticate_publickey(login, key)
                 .await
                 .map_err(handshake)?;
             if !authenticated.success() {

@@ -1,34 +1,33 @@
 //! The russh callbacks of one client connection. No policy lives here: the key
 //! is judged by [`super::auth`], the login name by [`super::route`], and each
-//! channel is served by a task of its own, so that nothing here waits but the
-//! replies that russh takes inline.
+//! channel is served by a task of its own, so that nothing here waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use russh::keys::Certificate;
 use russh::server::{
     self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey,
 };
-use russh::{Channel, ChannelId, ChannelOpenFailure};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Sig};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use vendetta_proto::agent::DEFAULT_USER;
+use vendetta_sshio::control::{Control, Events, Size, control};
 use vendetta_sshio::relay::{self, ClientSide, RequestFilter};
 
 use super::environment::{Environment, Link};
-use super::forward;
+use super::forward::{self, Wanted};
 use super::route::{Route, route};
 use super::standing::{self, Answering, Proof};
 use super::{Services, jump, restrict, session};
 use crate::access::{Action, Principal};
 use crate::store::AuditEvent;
 
-/// Longest wait of a forward request for an environment that is being brought up.
-const FORWARD_TIMEOUT: Duration = Duration::from_secs(120);
+/// Forward requests that the environment has not answered yet; more are refused.
+const PENDING_REQUESTS: usize = 256;
 
 /// One client connection.
 pub struct Connection {
@@ -39,7 +38,9 @@ pub struct Connection {
     end: CancellationToken,
     proved: Option<(Arc<Principal>, Proof)>,
     login: String,
-    closes: Closes,
+    controls: Controls,
+    /// Session channels that the client has not closed.
+    sessions: HashSet<ChannelId>,
     accepted: Option<Accepted>,
 }
 
@@ -47,6 +48,8 @@ pub struct Connection {
 struct Accepted {
     shared: Shared,
     target: Target,
+    /// Takes forward requests; of a workspace's environment.
+    requests: mpsc::Sender<forward::Request>,
 }
 
 /// Where the login name led.
@@ -57,7 +60,12 @@ enum Target {
     Unknown(String),
 }
 
-type Closes = Arc<Mutex<HashMap<ChannelId, CancellationToken>>>;
+/// How the tasks of open channels learn what must overtake data.
+type Controls = Arc<Mutex<HashMap<ChannelId, Control>>>;
+
+fn lock(controls: &Controls) -> MutexGuard<'_, HashMap<ChannelId, Control>> {
+    controls.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What the tasks of a connection share.
 #[derive(Clone)]
@@ -72,7 +80,7 @@ pub struct Shared {
     pub reached: Option<SocketAddr>,
     /// What its commands hold while they are answered.
     pub answering: Answering,
-    closes: Closes,
+    controls: Controls,
     slots: Arc<Semaphore>,
     end: CancellationToken,
 }
@@ -100,24 +108,32 @@ impl Shared {
         self.slots.clone().try_acquire_owned().ok()
     }
 
-    /// The client's side of a bridge over `channel`.
+    /// The client's side of a bridge over `channel`, which is as good as open.
     #[must_use]
     pub fn side(&self, channel: Channel<Msg>, requests: Option<RequestFilter>) -> ClientSide {
-        let closed = self.closed(channel.id());
+        let events = self.events(channel.id());
         ClientSide {
             channel,
             connection: self.client.clone(),
-            closed,
+            events,
             requests,
             farewell: None,
         }
     }
 
-    /// A token that is cancelled when the client closes channel `id`.
+    /// What the client sends on channel `id` that must overtake its data. To be
+    /// called when it is certain that there will be a CLOSE: not before the
+    /// channel is accepted, but before the client is told so.
     #[must_use]
-    pub fn closed(&self, id: ChannelId) -> CancellationToken {
-        let mut closes = self.closes.lock().unwrap_or_else(PoisonError::into_inner);
-        closes.entry(id).or_default().clone()
+    pub fn events(&self, id: ChannelId) -> Events {
+        let (control, events) = control();
+        lock(&self.controls).insert(id, control);
+        events
+    }
+
+    /// Channel `id`, which is no more, has no events.
+    pub fn forget(&self, id: ChannelId) {
+        lock(&self.controls).remove(&id);
     }
 }
 
@@ -139,7 +155,8 @@ impl Connection {
             end,
             proved: None,
             login: String::new(),
-            closes: Closes::default(),
+            controls: Controls::default(),
+            sessions: HashSet::new(),
             accepted: None,
         }
     }
@@ -160,7 +177,7 @@ impl Connection {
             principal,
             reached: self.reached,
             answering: Answering::default(),
-            closes: self.closes.clone(),
+            controls: self.controls.clone(),
             slots: Arc::new(Semaphore::new(self.services.channels_per_connection)),
             end: self.end.clone(),
         };
@@ -181,6 +198,7 @@ impl Connection {
             event: "login",
             detail: json!({ "key": principal.key_fingerprint, "login": self.login, "peer": self.peer }),
         });
+        let (requests, requested) = mpsc::channel(PENDING_REQUESTS);
         let target = match route {
             Route::Control => Target::Control,
             Route::Unknown { name } => Target::Unknown(name),
@@ -189,6 +207,7 @@ impl Connection {
                     Ok(workspace) => {
                         let user = user.unwrap_or_else(|| DEFAULT_USER.to_owned());
                         let environment = Environment::connect(shared.clone(), workspace, user);
+                        shared.spawn(forward::answer(environment.clone(), requested));
                         Target::Workspace(environment)
                     }
                     // Destroyed since the line above looked.
@@ -196,7 +215,27 @@ impl Connection {
                 }
             }
         };
-        self.accepted = Some(Accepted { shared, target });
+        self.accepted = Some(Accepted {
+            shared,
+            target,
+            requests,
+        });
+    }
+
+    /// The task of a session, or the environment, answers a request in its turn,
+    /// after those before it. In a jump nobody would.
+    fn leave_to_task(&self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        let bridged = matches!(
+            &self.accepted,
+            Some(Accepted {
+                target: Target::Workspace(_),
+                ..
+            })
+        );
+        if bridged || self.sessions.contains(&channel) {
+            return Ok(());
+        }
+        session.channel_failure(channel)
     }
 
     /// The environment, for a forward that the client's key allows.
@@ -205,17 +244,24 @@ impl Connection {
             Some(Accepted {
                 shared,
                 target: Target::Workspace(environment),
+                ..
             }) if shared.principal.permissions.port_forwarding => Some((shared, environment)),
             _ => None,
         }
     }
 
-    async fn forwarding_link(&self) -> Option<Link> {
-        let (_, environment) = self.forwarding()?;
-        tokio::time::timeout(FORWARD_TIMEOUT, environment.link())
-            .await
-            .ok()?
-            .ok()
+    /// Passes a forward request on, which is answered when the environment
+    /// has; false when it is refused at once.
+    fn request(&self, wanted: Wanted, session: &mut Session) -> bool {
+        let permitted = self.forwarding().is_some();
+        let Some(accepted) = self.accepted.as_ref().filter(|_| permitted) else {
+            return false;
+        };
+        let Ok(place) = accepted.requests.try_reserve() else {
+            return false;
+        };
+        place.send((wanted, session.defer_request_reply()));
+        true
     }
 
     /// Bridges `channel` to what `open` opens in the environment, once that
@@ -233,9 +279,8 @@ impl Connection {
         let Some(slot) = shared.take_slot() else {
             return reply.reject(ChannelOpenFailure::ResourceShortage).await;
         };
-        let side = shared.side(channel, None);
-        let environment = environment.clone();
-        shared.spawn(async move {
+        let (shared, environment) = (shared.clone(), environment.clone());
+        shared.clone().spawn(async move {
             let _slot = (slot, environment.in_use());
             let link = match environment.link().await {
                 Ok(link) => link,
@@ -249,6 +294,7 @@ impl Connection {
             };
             match open(link).await {
                 Ok(environment) => {
+                    let side = shared.side(channel, None);
                     reply.accept().await;
                     relay::bridge(side, environment).await;
                 }
@@ -322,7 +368,7 @@ impl server::Handler for Connection {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let Some(Accepted { shared, target }) = &self.accepted else {
+        let Some(Accepted { shared, target, .. }) = &self.accepted else {
             return Ok(());
         };
         let Some(slot) = shared.take_slot() else {
@@ -330,7 +376,8 @@ impl server::Handler for Connection {
             return Ok(());
         };
         let filter = restrict::filter(&shared.principal.permissions);
-        let side = shared.side(channel, filter);
+        self.sessions.insert(channel.id());
+        let side = shared.side(channel, Some(filter));
         reply.accept().await;
         let (task, target) = (shared.clone(), target.clone());
         shared.spawn(async move {
@@ -359,6 +406,7 @@ impl server::Handler for Connection {
         if let Some(Accepted {
             shared,
             target: Target::Control | Target::Unknown(_),
+            ..
         }) = &self.accepted
         {
             jump::open(shared, channel, reply, (host.to_owned(), port)).await;
@@ -393,78 +441,94 @@ impl server::Handler for Connection {
         channel: ChannelId,
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let closed = self
-            .closes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&channel);
-        if let Some(closed) = closed {
-            closed.cancel();
+        self.sessions.remove(&channel);
+        if let Some(control) = lock(&self.controls).remove(&channel) {
+            control.close();
+        }
+        Ok(())
+    }
+
+    async fn signal(
+        &mut self,
+        channel: ChannelId,
+        signal: Sig,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        if let Some(control) = lock(&self.controls).get(&channel) {
+            control.signal(signal);
+        }
+        Ok(())
+    }
+
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        columns: u32,
+        rows: u32,
+        width: u32,
+        height: u32,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        if let Some(control) = lock(&self.controls).get(&channel) {
+            control.resize(Size {
+                columns,
+                rows,
+                width,
+                height,
+            });
         }
         Ok(())
     }
 
     async fn agent_request(
         &mut self,
-        _channel: ChannelId,
-        _session: &mut Session,
-    ) -> Result<bool, russh::Error> {
-        // A control command uses it to open a node (`ssh -A vendetta node add`).
-        let accepted = self.accepted.as_ref();
-        Ok(accepted.is_some_and(|accepted| accepted.shared.principal.permissions.agent_forwarding))
+        channel: ChannelId,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.leave_to_task(channel, session)
+    }
+
+    async fn other_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        _data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.leave_to_task(channel, session)
     }
 
     async fn tcpip_forward(
         &mut self,
         address: &str,
         port: &mut u32,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        let Some(link) = self.forwarding_link().await else {
-            return Ok(false);
-        };
-        match link.tcpip_forward(address, *port).await {
-            Ok(bound) => {
-                if *port == 0 {
-                    *port = bound;
-                }
-                Ok(true)
-            }
-            Err(_) => Ok(false),
-        }
+        Ok(self.request(Wanted::Tcp(address.to_owned(), *port), session))
     }
 
     async fn cancel_tcpip_forward(
         &mut self,
         address: &str,
         port: u32,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        let Some(link) = self.forwarding_link().await else {
-            return Ok(false);
-        };
-        Ok(link.cancel_tcpip_forward(address, port).await.is_ok())
+        Ok(self.request(Wanted::NoTcp(address.to_owned(), port), session))
     }
 
     async fn streamlocal_forward(
         &mut self,
         path: &str,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        let Some(link) = self.forwarding_link().await else {
-            return Ok(false);
-        };
-        Ok(link.streamlocal_forward(path).await.is_ok())
+        Ok(self.request(Wanted::Unix(path.to_owned()), session))
     }
 
     async fn cancel_streamlocal_forward(
         &mut self,
         path: &str,
-        _session: &mut Session,
+        session: &mut Session,
     ) -> Result<bool, russh::Error> {
-        let Some(link) = self.forwarding_link().await else {
-            return Ok(false);
-        };
-        Ok(link.cancel_streamlocal_forward(path).await.is_ok())
+        Ok(self.request(Wanted::NoUnix(path.to_owned()), session))
     }
 }

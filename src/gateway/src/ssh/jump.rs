@@ -82,7 +82,6 @@ pub async fn open(
     };
     // None: it was destroyed since it was found.
     let activity = workspaces.activity(&workspace).ok();
-    let closed = shared.closed(channel.id());
     let (task, workspaces) = (shared.clone(), workspaces.clone());
     shared.spawn(async move {
         let _slot = (slot, activity.as_ref().map(|activity| activity.begin()));
@@ -103,6 +102,7 @@ pub async fn open(
             event: "jump",
             detail: json!({ "workspace": workspace.name, "key": principal.key_fingerprint }),
         });
+        let closed = task.events(channel.id()).closed;
         reply.accept().await;
         workspaces.attached(&workspace);
         let Pipe { stream, admitted } = pipe;

@@ -23,7 +23,6 @@ pub struct Limits {
     pub connections: usize,
     /// Unauthenticated connections at once.
     pub unauthenticated: usize,
-    /// Unauthenticated connections at once from one address.
     /// Time to authenticate.
     pub login_grace: Duration,
 }

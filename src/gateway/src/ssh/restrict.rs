@@ -1,22 +1,16 @@
-//! What the options of a certificate leave of a session's requests.
+//! What the gateway, and the options of a certificate, leave of a session's requests.
 
 use russh::ChannelMsg;
+use vendetta_proto::agent::ORIGINAL_COMMAND;
 use vendetta_sshio::relay::RequestFilter;
 
 use crate::access::Permissions;
 
-/// A filter for a session under `permissions`; none when they restrict nothing.
+/// A filter for a session under `permissions`.
 #[must_use]
-pub fn filter(permissions: &Permissions) -> Option<RequestFilter> {
-    if permissions.pty
-        && permissions.agent_forwarding
-        && permissions.x11_forwarding
-        && permissions.force_command.is_none()
-    {
-        return None;
-    }
+pub fn filter(permissions: &Permissions) -> RequestFilter {
     let permissions = permissions.clone();
-    Some(Box::new(move |request| restrict(&permissions, request)))
+    Box::new(move |request| restrict(&permissions, request))
 }
 
 fn restrict(permissions: &Permissions, request: ChannelMsg) -> Vec<ChannelMsg> {
@@ -25,8 +19,15 @@ fn restrict(permissions: &Permissions, request: ChannelMsg) -> Vec<ChannelMsg> {
         ChannelMsg::RequestX11 { want_reply, .. } if !permissions.x11_forwarding => {
             vec![refused(want_reply)]
         }
-        // Answered by the handler, which has refused it.
-        ChannelMsg::AgentForward { .. } if !permissions.agent_forwarding => Vec::new(),
+        ChannelMsg::AgentForward { want_reply } if !permissions.agent_forwarding => {
+            vec![refused(want_reply)]
+        }
+        // An agent takes the gateway's word for it.
+        ChannelMsg::SetEnv {
+            want_reply,
+            variable_name,
+            ..
+        } if variable_name == ORIGINAL_COMMAND => vec![refused(want_reply)],
         ChannelMsg::RequestShell { want_reply } => forced(permissions, want_reply, None, request),
         ChannelMsg::Exec {
             want_reply,
@@ -57,7 +58,7 @@ fn refused(want_reply: bool) -> ChannelMsg {
 }
 
 /// sshd_config(5), ForceCommand: the command replaces whatever was asked for,
-/// which it finds in SSH_ORIGINAL_COMMAND.
+/// which it finds in [`ORIGINAL_COMMAND`].
 fn forced(
     permissions: &Permissions,
     want_reply: bool,
@@ -71,7 +72,7 @@ fn forced(
     if let Some(original) = original {
         requests.push(ChannelMsg::SetEnv {
             want_reply: false,
-            variable_name: "SSH_ORIGINAL_COMMAND".to_owned(),
+            variable_name: ORIGINAL_COMMAND.to_owned(),
             variable_value: original,
         });
     }
@@ -98,7 +99,29 @@ mod tests {
 
     #[test]
     fn a_plain_key_restricts_nothing() {
-        assert!(filter(&all()).is_none());
+        let request = ChannelMsg::Exec {
+            want_reply: true,
+            command: b"true".to_vec(),
+        };
+        let forwarded = restrict(&all(), request);
+        assert!(matches!(
+            forwarded.as_slice(),
+            [ChannelMsg::Exec { want_reply: true, command }] if command == b"true"
+        ));
+    }
+
+    #[test]
+    fn nobody_but_the_gateway_says_what_the_original_command_was() {
+        let request = ChannelMsg::SetEnv {
+            want_reply: true,
+            variable_name: ORIGINAL_COMMAND.to_owned(),
+            variable_value: "forged".to_owned(),
+        };
+        let forwarded = restrict(&all(), request);
+        assert!(matches!(
+            forwarded.as_slice(),
+            [ChannelMsg::SetEnv { want_reply: true, variable_name, .. }] if variable_name.is_empty()
+        ));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, server};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, server};
 use tokio::io::{AsyncWriteExt, SimplexStream, WriteHalf};
 use tokio::sync::watch;
 use vendetta_sshio::relay::{self, ClientSide};
@@ -55,20 +55,16 @@ async fn refuse(side: ClientSide, error: &LinkError) {
     let id = channel.id();
     let asked = async {
         while let Some(message) = channel.wait().await {
-            let (start, want_reply) = match message {
-                ChannelMsg::RequestShell { want_reply }
-                | ChannelMsg::Exec { want_reply, .. }
-                | ChannelMsg::RequestSubsystem { want_reply, .. } => (true, want_reply),
-                ChannelMsg::RequestPty { want_reply, .. }
-                | ChannelMsg::SetEnv { want_reply, .. }
-                | ChannelMsg::RequestX11 { want_reply, .. } => (false, want_reply),
+            let start = match &message {
+                ChannelMsg::RequestShell { .. }
+                | ChannelMsg::Exec { .. }
+                | ChannelMsg::RequestSubsystem { .. } => true,
                 ChannelMsg::Close => return,
-                _ => continue,
+                _ => false,
             };
-            if want_reply && connection.channel_success(id).await.is_err() {
-                return;
-            }
-            if start {
+            let granted = !matches!(message, ChannelMsg::OtherRequest { .. });
+            let answered = answer(&connection, id, wants_reply(&message), granted).await;
+            if start || answered.is_none() {
                 return;
             }
         }
@@ -120,7 +116,7 @@ pub async fn control(shared: Shared, side: ClientSide, unknown: Option<String>) 
     let ClientSide {
         mut channel,
         connection,
-        closed,
+        events,
         ..
     } = side;
     let mut setup = Setup {
@@ -187,8 +183,8 @@ pub async fn control(shared: Shared, side: ClientSide, unknown: Option<String>) 
     let exit_code = tokio::select! {
         code = session => code,
         // The client left: it stops watching, the work goes on.
-        () = feed(&mut read, stdin_writer, resize) => return drop(write.close().await),
-        () = closed.cancelled() => return drop(write.close().await),
+        () = feed(&mut read, (&connection, write.id()), stdin_writer, resize) => return drop(write.close().await),
+        () = events.closed.cancelled() => return drop(write.close().await),
     };
     finish(read, &write, None, exit_code).await;
 }
@@ -201,14 +197,7 @@ async fn started(
     shared: &Shared,
 ) -> Option<Start> {
     let id = channel.id();
-    let answer = async |want_reply: bool, granted: bool| {
-        match (want_reply, granted) {
-            (false, _) => Ok(()),
-            (true, true) => connection.channel_success(id).await,
-            (true, false) => connection.channel_failure(id).await,
-        }
-        .ok()
-    };
+    let answer = async |want_reply, granted| answer(connection, id, want_reply, granted).await;
     loop {
         match channel.wait().await? {
             ChannelMsg::SetEnv {
@@ -246,9 +235,10 @@ async fn started(
                 }
             }
             ChannelMsg::RequestX11 { want_reply, .. } => answer(want_reply, false).await?,
-            // russh has answered this one by the handler's verdict already.
-            ChannelMsg::AgentForward { .. } => {
+            // A command uses it to open a node (`ssh -A vendetta node add`).
+            ChannelMsg::AgentForward { want_reply } => {
                 setup.agent = shared.principal.permissions.agent_forwarding;
+                answer(want_reply, setup.agent).await?;
             }
             ChannelMsg::Exec {
                 want_reply,
@@ -266,8 +256,38 @@ async fn started(
                 return Some(Start::Shell);
             }
             ChannelMsg::Close => return None,
-            _ => {}
+            other => answer(wants_reply(&other), false).await?,
         }
+    }
+}
+
+/// Answers a request, if the client wants an answer; none when it is gone.
+async fn answer(
+    connection: &server::Handle,
+    id: ChannelId,
+    want_reply: bool,
+    granted: bool,
+) -> Option<()> {
+    match (want_reply, granted) {
+        (false, _) => Ok(()),
+        (true, true) => connection.channel_success(id).await,
+        (true, false) => connection.channel_failure(id).await,
+    }
+    .ok()
+}
+
+/// Whether a message is a request that wants a reply.
+fn wants_reply(message: &ChannelMsg) -> bool {
+    match message {
+        ChannelMsg::RequestPty { want_reply, .. }
+        | ChannelMsg::RequestShell { want_reply }
+        | ChannelMsg::Exec { want_reply, .. }
+        | ChannelMsg::RequestSubsystem { want_reply, .. }
+        | ChannelMsg::RequestX11 { want_reply, .. }
+        | ChannelMsg::SetEnv { want_reply, .. }
+        | ChannelMsg::AgentForward { want_reply }
+        | ChannelMsg::OtherRequest { want_reply, .. } => *want_reply,
+        _ => false,
     }
 }
 
@@ -313,9 +333,11 @@ fn size(columns: u32, rows: u32) -> TerminalSize {
     }
 }
 
-/// Feeds a control command until the client closes or is gone.
+/// Feeds a control command until the client closes or is gone, and refuses
+/// requests that come too late.
 async fn feed(
     read: &mut ChannelReadHalf,
+    (connection, id): (&server::Handle, ChannelId),
     stdin: WriteHalf<SimplexStream>,
     resize: Option<watch::Sender<TerminalSize>>,
 ) {
@@ -345,7 +367,14 @@ async fn feed(
                 }
             }
             ChannelMsg::Close => return,
-            _ => {}
+            late => {
+                if answer(connection, id, wants_reply(&late), false)
+                    .await
+                    .is_none()
+                {
+                    return;
+                }
+            }
         }
     }
 }

@@ -1,40 +1,59 @@
-//! What must reach a session at once, though its process takes no input and
-//! the channel's own queue stands still: signals, sizes, CLOSE.
+//! What must overtake a channel's data, which nobody may ever take: signals,
+//! sizes, CLOSE. russh's callbacks have them as they arrive; in the channel's
+//! own queue they stand behind that data.
 
 use russh::Sig;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::pty::Size;
-
 /// Signals that may wait for delivery; a client that sends more than that
 /// before any is delivered loses the rest.
 const SIGNAL_QUEUE: usize = 16;
+
+/// Size of a terminal in characters and pixels (RFC 4254 section 6.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Size {
+    /// Columns.
+    pub columns: u32,
+    /// Rows.
+    pub rows: u32,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+}
 
 /// The connection's end.
 #[derive(Debug)]
 pub struct Control {
     size: watch::Sender<Size>,
     signals: mpsc::Sender<Sig>,
+    closed: CancellationToken,
 }
 
-/// The session's end.
+/// The channel's end.
 #[derive(Debug)]
 pub struct Events {
     /// The latest size of the client's terminal.
     pub size: watch::Receiver<Size>,
-    /// Signals for the process group.
+    /// Signals that the client sent.
     pub signals: mpsc::Receiver<Sig>,
     /// Cancelled by the client's CHANNEL_CLOSE.
     pub closed: CancellationToken,
 }
 
-/// A pair of ends; `closed` is cancelled by the client's CHANNEL_CLOSE.
-pub fn control(closed: CancellationToken) -> (Control, Events) {
+/// A pair of ends.
+#[must_use]
+pub fn control() -> (Control, Events) {
+    let closed = CancellationToken::new();
     let (size, size_events) = watch::channel(Size::default());
     let (signals, signal_events) = mpsc::channel(SIGNAL_QUEUE);
     (
-        Control { size, signals },
+        Control {
+            size,
+            signals,
+            closed: closed.clone(),
+        },
         Events {
             size: size_events,
             signals: signal_events,
@@ -52,5 +71,10 @@ impl Control {
     /// The client sends a signal.
     pub fn signal(&self, signal: Sig) {
         let _ = self.signals.try_send(signal);
+    }
+
+    /// The client has closed the channel.
+    pub fn close(&self) {
+        self.closed.cancel();
     }
 }
