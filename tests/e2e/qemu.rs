@@ -3,10 +3,12 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
-use vendetta_tests::{BOOT, Gateway, MachineImage, Node, Process, Run, eventually, random_bytes};
+use vendetta_tests::{
+    BOOT, Gateway, MachineImage, Node, NodeBuilder, Process, Run, eventually, random_bytes,
+};
 
 fn config(image: &Path, more: &str) -> String {
     format!(
@@ -35,12 +37,46 @@ fn machines(gateway: &Gateway) -> Vec<Process> {
     Process::with_argument(&gateway.state_dir().join("w").display().to_string())
 }
 
+/// The directory of the only machine.
+fn only_machine(gateway: &Gateway) -> PathBuf {
+    let mut workspaces = fs::read_dir(gateway.state_dir().join("w")).expect("a folder");
+    let machine = workspaces.next().expect("a machine").expect("its entry");
+    machine.path()
+}
+
 /// QEMU's own process of the only machine, by its pid file.
 fn qemu(gateway: &Gateway) -> Process {
-    let workspaces = fs::read_dir(gateway.state_dir().join("w")).expect("a folder");
-    let mut pids = workspaces.flatten().map(|entry| entry.path().join("pid"));
-    let pid = fs::read_to_string(pids.next().expect("a machine")).expect("its pid file");
+    let pid = fs::read_to_string(only_machine(gateway).join("pid")).expect("its pid file");
     Process(pid.trim().parse().expect("a pid"))
+}
+
+/// Bytes of the machine's root file system.
+fn root_size(gateway: &Gateway) -> u64 {
+    let said = gateway.exec("vm", "df -Pk / | tail -n 1").ok().text();
+    let kibibytes = said.split_whitespace().nth(1).expect("a size");
+    kibibytes.parse::<u64>().expect("a number") << 10
+}
+
+/// A node that has the small image, and where.
+fn node_with_image(builder: NodeBuilder) -> (Node, &'static Path) {
+    let node = builder.start();
+    let folder = "/var/lib/vendetta/images";
+    let copy = format!("mkdir -p {folder} && cat >{folder}/small.qcow2");
+    let file = fs::File::open(MachineImage::Small.path()).expect("the image");
+    node.sh(&copy).stdin_file(file).ok();
+    (node, Path::new("/var/lib/vendetta/images/small.qcow2"))
+}
+
+/// A gateway that has it as n1.
+fn gateway_of(node: &Node, config: &str) -> Gateway {
+    let gateway = Gateway::builder()
+        .config(config)
+        .operator_key(node.user_key())
+        .start();
+    gateway
+        .control(&format!("node add n1 dev@{}", node.address()))
+        .ok();
+    gateway
 }
 
 #[test]
@@ -59,6 +95,8 @@ fn a_machine_lives_from_create_to_destroy_and_keeps_what_it_should() {
         .exec("vm", "id -un; pwd; stat -c %U .; hostname")
         .ok();
     assert_eq!(who.text(), "ada\n/workspace\nada\nvm");
+    // Its root file system has the room that a machine has by default.
+    assert!(root_size(&gateway) > 18 << 30, "{}", root_size(&gateway));
 
     let scp = || gateway.admin().tool("scp").arg("-q");
     let (there, back) = (
@@ -172,6 +210,19 @@ fn a_machine_outlives_its_gateway_and_its_sudden_end_is_told() {
     let now = gateway.exec("vm", &format!("cat file; {boot}")).ok().text();
     assert!(now.starts_with("kept\n") && !now.contains(&before), "{now}");
 
+    // What the console says does not fill the node's disk, whether there is a gateway or not.
+    gateway.kill();
+    let console = only_machine(&gateway).join("serial.log");
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(&console)
+        .expect("a log");
+    file.write_all(&vec![b'\n'; 21 << 20]).expect("writing");
+    eventually("the log is begun anew", || {
+        fs::metadata(&console).expect("the log").len() < 20 << 20
+    });
+    gateway.start();
+
     // A system that shuts down by itself ends its workspace too.
     gateway.exec("vm", "setsid -f busybox poweroff").ok();
     eventually("the end is seen", || gateway.state("vm") == "stopped");
@@ -206,9 +257,11 @@ fn the_cloud_image_of_a_distribution_needs_nothing_of_ours() {
         assert!(began.elapsed() < BOOT, "{ports:?}");
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
-    // Its own disk has been given the room that the config says.
-    let size = gateway.exec("vm", "cat /sys/block/vda/size").ok().text();
-    assert_eq!(size, ((2_u64 << 30) / 512).to_string());
+    // Its root file system takes the room that the config says, once cloud-init has come so far.
+    while root_size(&gateway) < 7 << 28 {
+        assert!(began.elapsed() < BOOT, "{}", root_size(&gateway));
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
     slow(&gateway, "workspace down vm").ok();
     slow(&gateway, "workspace up vm").ok();
     assert_eq!(gateway.exec("vm", "cat file").ok().text(), "kept");
@@ -218,21 +271,12 @@ fn the_cloud_image_of_a_distribution_needs_nothing_of_ours() {
 /// With all that is done in an environment, and no network that leads out of it.
 #[test]
 fn a_machine_on_a_node_has_services_hooks_and_ports_and_reaches_nothing_when_it_is_isolated() {
-    let node = Node::start();
-    let image = "/var/lib/vendetta/images/small.qcow2";
-    let copy = format!("mkdir -p {} && cat >{image}", "/var/lib/vendetta/images");
-    let file = fs::File::open(MachineImage::Small.path()).expect("the image");
-    node.sh(&copy).stdin_file(file).ok();
-    let gateway = Gateway::builder()
-        .config("[qemu]\nnetwork = \"none\"\n")
-        .operator_key(node.user_key())
-        .start();
-    gateway
-        .control(&format!("node add n1 dev@{}", node.address()))
-        .ok();
+    let (node, image) = node_with_image(Node::builder());
+    let gateway = gateway_of(&node, "[qemu]\nnetwork = \"none\"\n");
     let more = "\
 remote: {node: n1}
-workspace_folder: /srv/work
+user: ada
+workspace_folder: /home/ada/work
 env: {WORD: \"from inside\"}
 hooks: {create: \"echo create >>hooks\", up: \"echo up >>hooks\"}
 services:
@@ -241,10 +285,13 @@ services:
     port: 8000
     health_check: {tcp: 8000}
 ";
-    gateway.create("vm", &config(Path::new(image), more));
+    gateway.create("vm", &config(image, more));
     slow(&gateway, "workspace up vm").ok();
     let said = gateway.exec("vm", "pwd; cat hooks").ok();
-    assert_eq!(said.text(), "/srv/work\ncreate\nup");
+    assert_eq!(said.text(), "/home/ada/work\ncreate\nup");
+    // The disk is in the home directory of a user whom the image did not have.
+    let home = "cd && touch mine && stat -c %U . mine work";
+    assert_eq!(gateway.exec("vm", home).ok().text(), "ada\nada\nada");
     let ports = gateway.control("workspace ports vm --json").ok().json();
     let port = ports["mapped"][0]["host_port"].as_u64().expect("a port");
     let address = (
@@ -276,4 +323,78 @@ services:
     assert_eq!(said.text(), "create\nup\nup");
     gateway.control("workspace destroy vm --yes").ok();
     assert_eq!(node.sh("pgrep -c qemu-system").finish().text(), "0");
+}
+
+/// Stands before the node's QEMU. While /tmp/unreadable is there, nothing that was ever
+/// written to the disk of a workspace can be read.
+const BAD_DISK: &str = r#"#!/bin/sh
+words=$#
+while [ "$words" -gt 0 ]; do
+    word=$1
+    shift
+    case $word in
+        *file=*/workspace.qcow2)
+            [ ! -e /tmp/unreadable ] || word=${word%%file=*}file=blkdebug:/tmp/unreadable:${word#*file=}
+            ;;
+    esac
+    set -- "$@" "$word"
+    words=$((words - 1))
+done
+exec /usr/bin/qemu-system-x86_64 "$@"
+"#;
+
+#[test]
+fn a_workspaces_disk_that_cannot_be_used_is_told_and_never_made_anew() {
+    let (node, image) = node_with_image(Node::builder());
+    let gateway = gateway_of(&node, "");
+    gateway.create("vm", &config(image, "remote: {node: n1}\n"));
+    slow(&gateway, "workspace up vm").ok();
+    gateway.exec("vm", "echo kept >file && sync").ok();
+    slow(&gateway, "workspace down vm").ok();
+
+    let put =
+        "cat >/usr/local/bin/qemu-system-x86_64 && chmod 755 /usr/local/bin/qemu-system-x86_64";
+    node.sh(put).stdin(BAD_DISK).ok();
+    let error = "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nonce = \"off\"\n";
+    node.sh("cat >/tmp/unreadable").stdin(error).ok();
+    let failed = slow(&gateway, "workspace up vm").finish().exits(5);
+    assert!(failed.error_text().contains("cannot be read"), "{failed}");
+    assert_eq!(gateway.state("vm"), "failed");
+    node.sh("rm /tmp/unreadable").ok();
+    slow(&gateway, "workspace up vm").ok();
+    assert_eq!(gateway.exec("vm", "cat file").ok().text(), "kept");
+
+    // A file system that nobody can make sense of.
+    slow(&gateway, "workspace down vm").ok();
+    let ruin = "qemu-io -f qcow2 -c 'write -P 0xff 0 1M' /home/dev/.vendetta/*/w/*/workspace.qcow2";
+    node.sh(ruin).ok();
+    let failed = slow(&gateway, "workspace up vm").finish().exits(5);
+    let said = failed.error_text();
+    assert!(
+        said.contains("/workspace") && said.contains("workspace.qcow2"),
+        "{failed}"
+    );
+    assert!(said.contains("cannot be mounted"), "{failed}");
+    gateway.control("workspace destroy vm --yes").ok();
+}
+
+#[test]
+fn a_node_whose_sshd_lets_nobody_through_to_a_machine_is_told_at_once() {
+    let (node, image) = node_with_image(Node::builder().sshd_line("AllowTcpForwarding no"));
+    let gateway = gateway_of(&node, "");
+    gateway.create("vm", &config(image, "remote: {node: n1}\n"));
+    let failed = slow(&gateway, "workspace up vm").finish().exits(5);
+    assert!(
+        failed.error_text().contains("AllowTcpForwarding yes"),
+        "{failed}"
+    );
+    assert_eq!(
+        node.sh("pgrep -c qemu-system").finish().text(),
+        "0",
+        "nothing was booted"
+    );
+    node.sshd_lines(&[]);
+    gateway.control("node test n1").ok();
+    slow(&gateway, "workspace up vm").ok();
+    assert_eq!(gateway.exec("vm", "hostname").ok().text(), "vm");
 }

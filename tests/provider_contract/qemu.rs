@@ -12,7 +12,7 @@ use vendetta::provider::{
 };
 use vendetta::workspace::{Found, ProgressSink, WorkspaceId};
 use vendetta_proto::spec::{Accel, ProjectConfig, QemuConfig};
-use vendetta_tests::{Run, sha256};
+use vendetta_tests::{Run, eventually, sha256};
 
 /// A provider on this machine with a folder of its own.
 struct Bench {
@@ -40,7 +40,7 @@ impl Bench {
             Arc::clone(&node) as _,
             "us".to_owned(),
             settings,
-            Some(Kvm::Hangs),
+            Some(Kvm::Absent),
         );
         Self {
             dir,
@@ -159,6 +159,14 @@ async fn what_would_show_a_file_of_the_node_in_a_machine_is_refused_and_not_kept
     std::fs::write(&secret, "s3cret ".repeat(1000)).unwrap();
     let said = bench.refused(secret.to_str().unwrap()).await;
     assert!(said.contains("boot"), "{said}");
+    // A format that QEMU would find out by itself, and in which a disk may be of other files.
+    let parts = bench.disk(
+        "parts.vmdk",
+        &["-f", "vmdk", "-o", "subformat=monolithicFlat"],
+        "1M",
+    );
+    let said = bench.refused(parts.to_str().unwrap()).await;
+    assert!(said.contains("convert"), "{said}");
     let said = bench.refused("/nonexistent/disk.qcow2").await;
     assert!(said.contains("/nonexistent/disk.qcow2"), "{said}");
     for endless in ["/dev/zero", "/proc/kcore", "/proc/self/pagemap"] {
@@ -209,10 +217,7 @@ async fn kvm_is_an_error_where_it_does_not_work_and_auto_is_not() {
     let mut environment = bench.environment(disk.to_str().unwrap());
     environment.config.qemu.as_mut().unwrap().accel = Some(Accel::Kvm);
     let error = bench.create(&environment).await.unwrap_err().to_string();
-    assert!(
-        error.contains("KVM hangs") && error.contains("tcg"),
-        "{error}"
-    );
+    assert!(error.contains("no KVM") && error.contains("tcg"), "{error}");
     environment.config.qemu.as_mut().unwrap().accel = Some(Accel::Auto);
     bench.create(&environment).await.unwrap();
 }
@@ -356,23 +361,34 @@ async fn an_address_may_say_what_must_be_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_that_is_no_longer_wanted_is_given_up() {
-    // A server that accepts and never answers.
+    // A server that sends a part and never the rest.
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let bench = Bench::new();
     let environment = bench.environment(&format!("http://{}/x", mute.local_addr().unwrap()));
+    let (begun, seen) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let (mut stream, _) = mute.accept().unwrap();
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n");
+        let _ = stream.write_all(&[0; 100_000]);
+        let _ = begun.send(());
+        // Until curl has ended.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
     let context = Context {
         progress: ProgressSink::new(),
         cancel: tokio_util::sync::CancellationToken::new(),
     };
     let cancel = context.cancel.clone();
     let (created, ()) = tokio::join!(bench.provider.create(&environment, &context), async {
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        seen.await.unwrap();
+        eventually("the part is there", || !bench.kept().is_empty());
         cancel.cancel();
     });
     assert!(
         matches!(created, Err(ProviderError::Cancelled)),
         "{created:?}"
     );
+    assert_eq!(bench.kept(), Vec::<String>::new(), "nothing is left of it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@
 
 pub mod enroll;
 mod error;
+mod kvm;
 mod local;
 mod name;
 mod probe;
@@ -23,9 +24,10 @@ use vendetta_proto::NodeName;
 
 pub use enroll::AgentAccess;
 pub use error::{LinkError, NodeError, Refusal};
+pub use kvm::{Kvm, try_guest};
 pub use local::LocalNode;
 pub use name::CurrentName;
-pub use probe::{Facts, Kvm, Probe, Socket, facts, probe, try_guest};
+pub use probe::{Facts, Probe, Socket, facts, probe};
 pub use ssh::{LinkState, SshNode};
 
 /// Most bytes of output that [`NodeTransport::exec`] keeps of each stream.

@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::kvm::{self, Kvm};
 use super::{Command, NodeError, NodeTransport};
 
 /// What there is on a node; asked when it is added or tested.
@@ -53,38 +54,6 @@ pub struct Socket {
     /// The version of the engine's program, where it says one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-}
-
-/// By how much more than twice its time under emulation a guest may take under
-/// KVM. With virtualization in the processor it takes less; without, 25 times as long was seen.
-const SLOWER: Duration = Duration::from_secs(1);
-
-/// What became of a guest that was started under KVM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kvm {
-    /// It ran.
-    Works,
-    /// It ran, but much slower than without: the host emulates it.
-    Slow,
-    /// It was started and did nothing.
-    Hangs,
-    /// There is no /dev/kvm.
-    Absent,
-    /// It could not be started.
-    Fails(String),
-}
-
-impl std::fmt::Display for Kvm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Works => f.write_str("KVM works"),
-            Self::Slow => f.write_str("KVM is slower than emulation"),
-            Self::Hangs => f.write_str("KVM hangs"),
-            Self::Absent => f.write_str("no KVM"),
-            Self::Fails(why) => write!(f, "KVM fails: {why}"),
-        }
-    }
 }
 
 /// How a node is; asked every few seconds.
@@ -148,45 +117,6 @@ done
 if [ -e /dev/kvm ]; then say kvm device; fi
 "#;
 
-/// `sh -c GUEST sh ACCELERATOR ARCHITECTURE`: starts a guest of one sector
-/// that goes where every 64-bit kernel goes first, and from there writes 0x10 to
-/// the port of isa-debug-exit, upon which QEMU ends with status (0x10 << 1) | 1 = 33
-/// (qemu hw/misc/debugexit.c). 124: it did not in ten seconds.
-///
-/// The sector, loaded at 0x7c00 in real mode, identity-maps 2 MiB (a table each at
-/// 0x1000, 0x2000, 0x3000) and enters long mode (Intel SDM volume 3, 10.8.5):
-///
-/// ```text
-///         cli; xor ax,ax; mov ds,ax; mov es,ax; cld
-///         mov di,0x1000; mov cx,0x3000; rep stosb
-///         mov word [0x1000],0x2003; mov word [0x2000],0x3003; mov word [0x3000],0x83
-///         mov eax,0x20; mov cr4,eax                           ; PAE
-///         mov eax,0x1000; mov cr3,eax
-///         mov ecx,0xc0000080; rdmsr; or ax,0x100; wrmsr       ; EFER.LME
-///         mov eax,cr0; or eax,0x80000001; mov cr0,eax         ; PG, PE
-///         lgdt [gdtr]; jmp 8:long
-///   long: mov rax,0x1122334455667788; mov rbx,0x1122334455667778; sub rax,rbx
-///         out 0xf4,al; hlt; jmp $-1
-///   gdt:  dq 0, 0x00af9a000000ffff
-///   gdtr: dw 15; dd gdt
-/// ```
-const GUEST: &str = r#"
-PATH=$PATH:/usr/local/bin:/usr/sbin:/sbin
-disk=$(mktemp) || exit 1
-trap 'rm -f "$disk"' EXIT
-printf '%b' \
-    '\0372\0061\0300\0216\0330\0216\0300\0374\0277\0000\0020\0271\0000\0060\0363\0252\0307\0006\0000\0020\0003\0040\0307\0006' \
-    '\0000\0040\0003\0060\0307\0006\0000\0060\0203\0000\0146\0270\0040\0000\0000\0000\0017\0042\0340\0146\0270\0000\0020\0000' \
-    '\0000\0017\0042\0330\0146\0271\0200\0000\0000\0300\0017\0062\0015\0000\0001\0017\0060\0017\0040\0300\0146\0015\0001\0000' \
-    '\0000\0200\0017\0042\0300\0017\0001\0026\0210\0174\0352\0127\0174\0010\0000\0110\0270\0210\0167\0146\0125\0104\0063\0042' \
-    '\0021\0110\0273\0170\0167\0146\0125\0104\0063\0042\0021\0110\0051\0330\0346\0364\0364\0353\0375\0017\0037\0104\0000\0000' \
-    '\0000\0000\0000\0000\0000\0000\0000\0000\0377\0377\0000\0000\0000\0232\0257\0000\0017\0000\0170\0174\0000\0000' >"$disk"
-dd if=/dev/zero of="$disk" bs=1 seek=142 count=368 2>/dev/null
-printf '\125\252' >>"$disk"
-timeout 10 "qemu-system-$2" -machine pc,accel="$1" -m 16 -nodefaults -display none -no-reboot \
-    -device isa-debug-exit,iobase=0xf4,iosize=0x4 -drive file="$disk",format=raw,if=ide
-"#;
-
 const FACTS: &str = r#"
 read -r one five fifteen rest </proc/loadavg && printf 'load=%s %s %s\n' "$one" "$five" "$fifteen"
 printf 'cores=%s\n' "$(grep -c '^processor' /proc/cpuinfo)"
@@ -211,51 +141,13 @@ pub async fn probe(node: &dyn NodeTransport) -> Result<Probe, NodeError> {
     let mut probe = read_probe(&said);
     if probe.qemu.contains_key(&probe.arch) {
         let present = lines(&said).contains_key("kvm");
-        // The guest is x86 code; elsewhere the device is all that is known.
-        probe.kvm = Some(match (present, probe.arch.as_str()) {
-            (false, _) => Kvm::Absent,
-            (true, "x86_64") => try_kvm(node).await?,
-            (true, arch) => Kvm::Fails(format!("not tried on {arch}")),
+        probe.kvm = Some(if present {
+            kvm::try_kvm(node, &probe.arch).await?
+        } else {
+            Kvm::Absent
         });
     }
     Ok(probe)
-}
-
-/// Starts a guest under KVM, and under emulation to compare: there are hosts
-/// whose KVM carries a few instructions at a time and no system ever.
-async fn try_kvm(node: &dyn NodeTransport) -> Result<Kvm, NodeError> {
-    let begun = Instant::now();
-    let emulated = try_guest(node, "tcg").await?;
-    let emulation = begun.elapsed();
-    let begun = Instant::now();
-    let kvm = try_guest(node, "kvm").await?;
-    let slow = begun.elapsed() > 2 * emulation + SLOWER;
-    Ok(match (kvm, emulated) {
-        (Kvm::Works, Kvm::Works) if slow => Kvm::Slow,
-        (kvm, _) => kvm,
-    })
-}
-
-/// Starts a guest of one sector with an accelerator of QEMU.
-///
-/// # Errors
-/// When the node cannot be asked.
-pub async fn try_guest(node: &dyn NodeTransport, accelerator: &str) -> Result<Kvm, NodeError> {
-    let argv = ["sh", "-c", GUEST, "sh", accelerator, "x86_64"];
-    let output = node.exec(&Command::new(argv)).await?;
-    Ok(match output.status {
-        Some(33) => Kvm::Works,
-        Some(124) => Kvm::Hangs,
-        status => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let said = said.lines().next().unwrap_or_default().trim().to_owned();
-            Kvm::Fails(match (said.is_empty(), status) {
-                (false, _) => said,
-                (true, Some(status)) => format!("QEMU ended with status {status}"),
-                (true, None) => "QEMU was killed".to_owned(),
-            })
-        }
-    })
 }
 
 /// Looks how a node is.

@@ -35,7 +35,7 @@ use super::services::{Services, allowed};
 use super::{ErrorKind, WorkspaceError};
 use crate::agent::client::AgentClient;
 use crate::agent::pool::AgentError;
-use crate::node::{AgentAccess, ByteStream, NodeTransport};
+use crate::node::{AgentAccess, ByteStream, NodeError, NodeTransport};
 use crate::provider::{
     Context, Endpoint, Environment, Exit, Placement, Provider, ProviderError, run_dir,
 };
@@ -446,7 +446,9 @@ async fn ready(
     let failed = |problem: String| WorkspaceError::new(ErrorKind::Unavailable, &about, problem);
     let limit = provider.ready_limit();
     tokio::select! {
-        () = answers(node, &placement.endpoint) => Ok(()),
+        answered = answers(node, &placement.endpoint) => {
+            answered.map_err(|error| error.explain(&about))
+        }
         exit = provider.exited(&entry.reference.id) => match exit {
             Ok(exit) => Err(failed(how_it_ended(&exit))),
             Err(error) => Err(error.explain(&about)),
@@ -474,18 +476,25 @@ pub(super) fn how_it_ended(exit: &Exit) -> String {
 }
 
 /// Returns once something there speaks SSH.
-async fn answers(node: &dyn NodeTransport, endpoint: &Endpoint) {
+///
+/// # Errors
+/// When the node's sshd lets nobody through to it, which no waiting changes.
+async fn answers(node: &dyn NodeTransport, endpoint: &Endpoint) -> Result<(), NodeError> {
     let began = Instant::now();
     loop {
         let pause = (began.elapsed() / 50).clamp(READY_POLL, MAX_READY_POLL);
         let next = Instant::now() + pause;
-        // A refusal, or nothing there, is what is waited out.
-        if let Ok(mut stream) = open(node, endpoint).await {
-            let mut said = [0; IDENTIFICATION.len()];
-            let read = timeout(Duration::from_secs(5), stream.read_exact(&mut said)).await;
-            if matches!(read, Ok(Ok(_))) && said == *IDENTIFICATION {
-                return;
+        match open(node, endpoint).await {
+            Ok(mut stream) => {
+                let mut said = [0; IDENTIFICATION.len()];
+                let read = timeout(Duration::from_secs(5), stream.read_exact(&mut said)).await;
+                if matches!(read, Ok(Ok(_))) && said == *IDENTIFICATION {
+                    return Ok(());
+                }
             }
+            Err(error @ NodeError::Refused { .. }) => return Err(error),
+            // Nothing there yet, or not reached for a moment: that is waited out.
+            Err(_) => {}
         }
         tokio::time::sleep_until(next).await;
     }
@@ -494,7 +503,7 @@ async fn answers(node: &dyn NodeTransport, endpoint: &Endpoint) {
 async fn open(
     node: &dyn NodeTransport,
     endpoint: &Endpoint,
-) -> Result<Box<dyn ByteStream>, crate::node::NodeError> {
+) -> Result<Box<dyn ByteStream>, NodeError> {
     match endpoint {
         Endpoint::Unix(path) => node.open_unix(path).await,
         Endpoint::Tcp { host, port } => node.open_tcp(host, *port).await,

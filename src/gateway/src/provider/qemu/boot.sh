@@ -31,21 +31,68 @@ disk() {
     return 1
 }
 
+# Ends the machine, whose console then tells why (the gateway reads it): without what
+# failed there would be no agent, or a workspace whose files are lost at the next rebuild.
+fail() {
+    say "cannot start: $*"
+    sync
+    sleep 1 # until the console has said it
+    echo o >/proc/sysrq-trigger || poweroff -f
+    exit 1
+}
+
+mount_workspace() { mount -t ext4 -o noatime,discard "$device" "$workspace_folder"; }
+
+# Whether nothing was ever written to a disk; 2: that cannot be told. What a file system
+# begins with is in its first MiB, all of which must have been read.
+blank() {
+    head=/run/vendetta/head
+    dd if="$1" of="$head" bs=65536 count=16 2>/dev/null || return 2
+    [ "$(wc -c <"$head")" -eq 1048576 ] || return 2
+    [ "$(tr -d '\000' <"$head" | wc -c)" -eq 0 ]
+}
+
 # The workspace's disk, which outlives the machine's own. It is formatted only when
-# nothing was ever written to it, and grown when it has been given more room.
+# nothing was ever written to it, or when that was begun and cut off.
 workspace() {
-    mkdir -p "$workspace_folder"
-    ! mountpoint -q "$workspace_folder" 2>/dev/null || return 0
-    device=$(disk vendetta-workspace) || return
-    if [ "$(dd if="$device" bs=65536 count=1 2>/dev/null | tr -d '\000' | wc -c)" -eq 0 ]; then
+    device=$(disk vendetta-workspace) || fail "the workspace's disk is not there"
+    unfinished=/var/lib/vendetta/formatting
+    blank "$device"
+    case $? in
+        0) fresh=1 ;;
+        1) [ ! -e "$unfinished" ] || fresh=1 ;;
+        *) fail "the workspace's disk $device cannot be read; is its file on the node, workspace.qcow2, whole?" ;;
+    esac
+    rm -f "$head"
+    if [ -n "${fresh:-}" ]; then
         say "formatting the workspace's disk"
-        mkfs.ext4 -q -F -m 0 -L workspace "$device" || { say "the workspace's disk cannot be formatted"; return 1; }
-        fresh=1
+        mkdir -p "${unfinished%/*}" && : >"$unfinished" && sync || fail "nothing can be written in ${unfinished%/*}"
+        said=$(mkfs.ext4 -q -F -m 0 -L workspace "$device" 2>&1) ||
+            fail "the workspace's disk cannot be formatted: $said; the image needs mkfs.ext4 (package e2fsprogs)"
+        sync && rm -f "$unfinished" && sync
     fi
-    mount -t ext4 -o noatime,discard "$device" "$workspace_folder" || { say "$workspace_folder cannot be mounted"; return 1; }
+    mkdir -p "$workspace_folder" || fail "$workspace_folder cannot be made"
+    said=$(mount_workspace 2>&1) || { e2fsck -p "$device" >/dev/null 2>&1; said=$(mount_workspace 2>&1); } ||
+        fail "the workspace's disk cannot be mounted at $workspace_folder: $said;" \
+            "its file is workspace.qcow2 in the workspace's folder on the node"
     # So that it is seen to be empty.
     [ -z "${fresh:-}" ] || rmdir "$workspace_folder/lost+found"
-    resize2fs "$device" >/dev/null 2>&1 || true
+}
+
+# The root file system takes all of its disk. Cloud images see to that with growpart,
+# which may be about to run; on others it is done here.
+root() {
+    ! command -v growpart >/dev/null || return 0
+    partition=$(readlink -f "/sys/dev/block/$(mountpoint -d /)") && [ -s "$partition/partition" ] || return 0
+    whole=${partition%/*}
+    read -r start <"$partition/start" && read -r size <"$partition/size" && read -r all <"$whole/size" || return 0
+    # A GUID partition table has its copy at the end.
+    [ $((all - start - size)) -gt 2048 ] || return 0
+    say "growing the root file system"
+    read -r number <"$partition/partition"
+    said=$( { echo ', +' | sfdisk -q --no-reread --no-tell-kernel -N "$number" "/dev/${whole##*/}" &&
+        partx -u --nr "$number" "/dev/${whole##*/}" && resize2fs "/dev/${partition##*/}"; } 2>&1) ||
+        say "the root file system has not been grown: $said"
 }
 
 # The user of sessions, where the image has none of this name.
@@ -119,12 +166,14 @@ mkdir -p /run/vendetta /usr/local/bin
 # Once a boot: cloud-init and our own unit may both come by.
 mkdir /run/vendetta/booted 2>/dev/null || exit 0
 hostname "$workspace_name" 2>/dev/null || echo "$workspace_name" >/proc/sys/kernel/hostname
-workspace
+root
+# Before the disk is mounted, which may be in the home directory.
 user
-agent=$(disk vendetta-agent) || exit 1
+workspace
+agent=$(disk vendetta-agent) || fail "the disk with the agent is not there"
 # Its end is filled up with zeros to a whole sector, which does not matter.
 cat "$agent" >/usr/local/bin/.vendetta-agent.new && chmod 755 /usr/local/bin/.vendetta-agent.new &&
-    mv -f /usr/local/bin/.vendetta-agent.new /usr/local/bin/vendetta-agent || { say "the agent cannot be copied"; exit 1; }
-(umask 077 && cat "$seed/agent.json" >/run/vendetta/agent.json) || exit 1
+    mv -f /usr/local/bin/.vendetta-agent.new /usr/local/bin/vendetta-agent || fail "the agent cannot be copied to /usr/local/bin"
+(umask 077 && cat "$seed/agent.json" >/run/vendetta/agent.json) || fail "the agent's config cannot be read from the seed"
 say "starting the agent"
 if [ -d /run/systemd/system ]; then with_systemd; else without_systemd; fi

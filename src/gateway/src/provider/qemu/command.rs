@@ -4,6 +4,7 @@ use std::path::Path;
 
 use vendetta_proto::spec::ProjectConfig;
 
+use super::accelerator::Accelerator;
 use crate::node::Arch;
 use crate::workspace::WorkspaceId;
 
@@ -14,13 +15,6 @@ pub(super) const AGENT_PORT: u16 = 7022;
 const CPUS: u32 = 2;
 const MEMORY: u64 = 2 << 30;
 const DISK: u64 = 20 << 30;
-
-/// How the machine's processor is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Accelerator {
-    Kvm,
-    Tcg,
-}
 
 /// What a machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +70,8 @@ fn escaped(value: &Path) -> String {
 /// The program and its arguments.
 pub(super) fn arguments(start: &Start<'_>) -> Vec<String> {
     let arm = start.arch.as_str() == "aarch64";
-    let machine = if arm { "virt" } else { "q35" };
+    // Not every processor that has KVM has the interrupt controller that is virt's default.
+    let machine = if arm { "virt,gic-version=max" } else { "q35" };
     let (accelerator, cpu) = match start.accelerator {
         Accelerator::Kvm => ("kvm", "host"),
         // What is newer has to be emulated too, and makes every guest slower.
@@ -198,9 +193,17 @@ mod tests {
         assert!(!kvm.contains("-bios"), "{kvm}");
         let arm = line("aarch64", Accelerator::Tcg, true);
         assert!(arm.starts_with("qemu-system-aarch64 "), "{arm}");
-        assert!(arm.contains("-machine virt -accel tcg"), "{arm}");
+        assert!(
+            arm.contains("-machine virt,gic-version=max -accel tcg"),
+            "{arm}"
+        );
         assert!(arm.contains("restrict=on"), "{arm}");
         assert!(arm.contains("-bios /efi.fd"), "{arm}");
+        let arm = line("aarch64", Accelerator::Kvm, false);
+        assert!(
+            arm.contains("-machine virt,gic-version=max -accel kvm -cpu host"),
+            "{arm}"
+        );
     }
 
     #[test]

@@ -74,18 +74,15 @@ impl Qemu {
         image: &MachineImage,
         context: &Context,
     ) -> Result<Base, ProviderError> {
-        let work = async {
-            match image {
-                MachineImage::Path(path) => {
-                    let step = context.progress.step(format!("image {image}"));
-                    step.end(self.keep_path(image, path).await)
-                }
-                _ => self.keep_published(image, context).await,
+        let digest = match image {
+            MachineImage::Path(path) => {
+                let step = context.progress.step(format!("image {image}"));
+                let kept = context
+                    .cancel
+                    .run_until_cancelled(self.keep_path(image, path));
+                step.end(kept.await.unwrap_or(Err(ProviderError::Cancelled)))?
             }
-        };
-        let digest = tokio::select! {
-            kept = work => kept?,
-            () = context.cancel.cancelled() => return Err(ProviderError::Cancelled),
+            _ => self.keep_published(image, context).await?,
         };
         let path = self.images().join(digest);
         match self.examine(image, &path.display().to_string()).await {
@@ -166,7 +163,8 @@ impl Qemu {
         let node = self.machines.node.as_ref();
         let key = self.key(image).await?;
         // One at a time: whoever waited finds it kept.
-        let _turn = self.downloading.lock().await;
+        let turn = context.cancel.run_until_cancelled(self.downloading.lock());
+        let _turn = turn.await.ok_or(ProviderError::Cancelled)?;
         if let Some(digest) = self.kept(&key).await? {
             return Ok(digest);
         }
@@ -197,14 +195,14 @@ impl Qemu {
                 _ => Err(failed(node, "keep image", said(&kept.stderr))),
             }
         };
-        let downloaded = downloaded.await;
+        let downloaded = context.cancel.run_until_cancelled(downloaded).await;
         for left in [
             format!(".part-{}", self.scratch),
             format!(".part-{}.head", self.scratch),
         ] {
             node.remove_tree(&self.images().join(left)).await?;
         }
-        step.end(downloaded)
+        step.end(downloaded.unwrap_or(Err(ProviderError::Cancelled)))
     }
 
     /// What an image is remembered by; another architecture or mirror has another one.
@@ -359,10 +357,12 @@ impl Qemu {
     ) -> Result<(Format, u64), ProviderError> {
         let node = self.machines.node.as_ref();
         let output = machines::run(node, scripts::EXAMINE, [path.to_owned()], LIMIT).await?;
-        if output.status != Some(0) {
-            return Err(failed(node, "examine image", said(&output.stderr)));
-        }
-        judge(&String::from_utf8_lossy(&output.stdout)).map_err(|problem| ProviderError::Refused {
+        let judged = match output.status {
+            Some(0) => judge(&String::from_utf8_lossy(&output.stdout)),
+            Some(scripts::OTHER_FILE) => Err(INCOMPLETE.to_owned()),
+            _ => return Err(failed(node, "examine image", said(&output.stderr))),
+        };
+        judged.map_err(|problem| ProviderError::Refused {
             operation: "read qemu.image",
             problem: format!("{image}: {problem}"),
         })
@@ -403,6 +403,10 @@ fn wget(tool: &str, url: &str) -> Vec<String> {
     argv
 }
 
+/// What is said of an image that has a backing file or an external data file.
+const INCOMPLETE: &str = "it is incomplete: it names another file that holds a part of it; \
+                          flatten it with qemu-img convert -O qcow2";
+
 /// What `qemu-img info --output=json` says, as far as it matters.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -421,24 +425,22 @@ struct Specific {
 
 /// The format and size of a disk, from what [`scripts::EXAMINE`] says; or what is wrong with it.
 fn judge(said: &str) -> Result<(Format, u64), String> {
-    let (json, signature) = said.trim_end().rsplit_once('\n').unwrap_or((said, ""));
+    let (signature, json) = said.split_once('\n').unwrap_or((said, ""));
     let info: Info = serde_json::from_str(json)
         .map_err(|error| format!("qemu-img does not say what it is: {error}"))?;
     let data = info.format_specific.map(|specific| specific.data);
     let other_file = data.is_some_and(|data| data.get("data-file").is_some());
     if info.backing_filename.is_some() || other_file {
-        return Err(
-            "it is incomplete: it names another file that holds a part of it; flatten it with qemu-img convert -O qcow2"
-                .to_owned(),
-        );
+        return Err(INCOMPLETE.to_owned());
     }
     match info.format.as_str() {
         "qcow2" => Ok((Format::Qcow2, info.virtual_size)),
         "raw" if signature.trim() == BOOT_SIGNATURE => Ok((Format::Raw, info.virtual_size)),
-        "raw" => Err("it is no disk that a machine could boot from".to_owned()),
-        other => Err(format!(
-            "its format is {other}; convert it with qemu-img convert -O qcow2"
-        )),
+        _ => Err(
+            "it is neither qcow2 nor a raw disk that a machine could boot from; what is of another \
+             format is converted with qemu-img convert -O qcow2"
+                .to_owned(),
+        ),
     }
 }
 
@@ -461,13 +463,13 @@ mod tests {
     fn a_disk_is_taken_and_what_could_show_other_files_is_not() {
         let qcow2 = r#"{"virtual-size": 3221225472, "filename": "x", "format": "qcow2", "format-specific": {"type": "qcow2", "data": {"compat": "1.1"}}}"#;
         assert_eq!(
-            judge(&format!("{qcow2}\n\n 00 00\n")),
+            judge(&format!(" 00 00\n{qcow2}\n")),
             Ok((Format::Qcow2, 3 << 30))
         );
         let raw = r#"{"virtual-size": 512, "format": "raw"}"#;
-        assert_eq!(judge(&format!("{raw}\n\n 55 aa\n")), Ok((Format::Raw, 512)));
+        assert_eq!(judge(&format!(" 55 aa\n{raw}\n")), Ok((Format::Raw, 512)));
         for (json, signature, word) in [
-            (raw, "00 00", "no disk"),
+            (raw, "00 00", "could boot"),
             (r#"{"virtual-size": 1, "format": "vmdk"}"#, "", "convert"),
             (
                 r#"{"virtual-size": 1, "format": "qcow2", "backing-filename": "/etc/shadow"}"#,
@@ -482,7 +484,7 @@ mod tests {
             ("", "", "does not say"),
             ("[]", "55 aa", "does not say"),
         ] {
-            let problem = judge(&format!("{json}\n\n {signature}\n")).unwrap_err();
+            let problem = judge(&format!(" {signature}\n{json}\n")).unwrap_err();
             assert!(problem.contains(word), "{json}: {problem}");
         }
     }

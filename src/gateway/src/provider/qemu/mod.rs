@@ -14,6 +14,7 @@
 //!   agent.json ──▶ seed ──▶ cloud-init or an init of the image ──boot.sh──▶ agent
 //! ```
 
+mod accelerator;
 mod command;
 mod image;
 mod keep;
@@ -30,7 +31,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use vendetta_proto::agent::LISTEN_TCP;
 use vendetta_proto::spec::{Accel, ProviderKind};
@@ -39,9 +40,10 @@ use super::log_file::{Lives, LogFile};
 use super::{
     Context, Endpoint, Environment, Exit, LogOptions, LogStream, Placement, Provider, ProviderError,
 };
-use crate::node::{Kvm, NodeTransport};
+use crate::node::{Kvm, NodeError, NodeTransport};
 use crate::workspace::{Found, WorkspaceId};
-use command::{AGENT_PORT, Accelerator, Hardware, Start};
+use accelerator::{Accelerator, Known};
+use command::{AGENT_PORT, Hardware, Start};
 pub use image::{InvalidMachineImage, MachineImage, Mirrors};
 use machines::Machines;
 use seed::Seed;
@@ -72,6 +74,9 @@ const STOP_GRACE: Duration = Duration::from_secs(60);
 /// Lines of its console that tell how a machine ended.
 const LAST_LINES: u32 = 20;
 
+/// Where a node's ports lead to its machines' agents.
+const LOOPBACK: &str = "127.0.0.1";
+
 /// Where the agent keeps its services' logs in the machine.
 const LOG_DIR: &str = "/var/log/vendetta";
 
@@ -91,8 +96,8 @@ pub struct QemuSettings {
 pub struct Qemu {
     machines: Machines,
     settings: QemuSettings,
-    /// Whether KVM works there; found out when it is first needed.
-    kvm: OnceCell<Kvm>,
+    /// Whether KVM works there; found out when it is needed, and held by whoever does.
+    kvm: Mutex<Known>,
     /// Held by whoever downloads an image.
     downloading: Mutex<()>,
     /// Names what this process downloads.
@@ -100,8 +105,8 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Machines on `node`, for the gateway of this id. What is known about KVM there
-    /// is not tried again.
+    /// Machines on `node`, for the gateway of this id. What is known for sure about KVM
+    /// there is not tried again.
     #[must_use]
     pub fn new(
         node: Arc<dyn NodeTransport>,
@@ -112,7 +117,7 @@ impl Qemu {
         Self {
             machines: Machines { node, gateway_id },
             settings,
-            kvm: OnceCell::new_with(kvm),
+            kvm: Mutex::new(Known::before(kvm, Instant::now())),
             downloading: Mutex::default(),
             scratch: WorkspaceId::random().to_string(),
         }
@@ -155,11 +160,17 @@ impl Qemu {
             return Ok(Accelerator::Tcg);
         }
         let node = self.machines.node.as_ref();
-        let try_it = || async {
-            let probe = crate::node::probe(node).await?;
-            Ok::<_, ProviderError>(probe.kvm.unwrap_or(Kvm::Absent))
+        let mut known = self.kvm.lock().await;
+        let kvm = match known.recall(accel, Instant::now()) {
+            Some(kvm) => kvm.clone(),
+            None => {
+                let probe = crate::node::probe(node).await?;
+                let kvm = probe.kvm.unwrap_or(Kvm::Absent);
+                known.learn(kvm.clone(), Instant::now());
+                kvm
+            }
         };
-        match (self.kvm.get_or_try_init(try_it).await?, accel) {
+        match (kvm, accel) {
             (Kvm::Works, _) => Ok(Accelerator::Kvm),
             (kvm, Accel::Kvm) => Err(ProviderError::Refused {
                 operation: "read qemu.accel",
@@ -170,6 +181,17 @@ impl Qemu {
             }),
             _ => Ok(Accelerator::Tcg),
         }
+    }
+
+    /// Sees that a machine that wants `accel` can have it.
+    async fn look_for_kvm(&self, accel: Accel, context: &Context) -> Result<(), ProviderError> {
+        let known = (self.kvm.lock().await.recall(accel, Instant::now())).is_some();
+        if accel == Accel::Tcg || known {
+            return self.accelerator(accel).await.map(drop);
+        }
+        // Where KVM hangs, that takes some seconds to be seen.
+        let step = context.progress.step("look whether KVM works");
+        step.end(self.accelerator(accel).await.map(drop))
     }
 
     fn console(&self, id: &WorkspaceId) -> LogFile {
@@ -233,16 +255,12 @@ impl Provider for Qemu {
         })?;
         self.tools().await?;
         let accel = qemu.and_then(|qemu| qemu.accel).unwrap_or_default();
-        if accel == Accel::Tcg || self.kvm.initialized() {
-            self.accelerator(accel).await?;
-        } else {
-            // Where KVM hangs, that takes some seconds to be seen.
-            let step = context.progress.step("look whether KVM works");
-            step.end(self.accelerator(accel).await)?;
-        }
         let there = self.machines.look(id).await?;
-        let generation = there.and_then(|machine| machine.generation);
-        let is_there = generation == Some(environment.generation);
+        let is_there = (there.as_ref())
+            .is_some_and(|machine| machine.generation == Some(environment.generation));
+        if !is_there || there.is_none_or(|machine| machine.process.is_none()) {
+            self.look_for_kvm(accel, context).await?;
+        }
         // First the image: what cannot be replaced is not removed.
         let base = if is_there {
             None
@@ -267,7 +285,7 @@ impl Provider for Qemu {
         Ok(Placement {
             listen: PathBuf::from(format!("{LISTEN_TCP}0.0.0.0:{AGENT_PORT}")),
             endpoint: Endpoint::Tcp {
-                host: "127.0.0.1".to_owned(),
+                host: LOOPBACK.to_owned(),
                 port,
             },
             workdir: PathBuf::from(environment.workspace_folder()),
@@ -289,6 +307,11 @@ impl Provider for Qemu {
         };
         let port = port.ok_or_else(|| self.failed("start machine", "it has no port"))?;
         let node = self.machines.node.as_ref();
+        // Before anything is booted: nothing listens there yet, but the node's sshd
+        // says when it would let nobody through.
+        if let Err(error @ NodeError::Refused { .. }) = node.open_tcp(LOOPBACK, port).await {
+            return Err(error.into());
+        }
         let dir = self.machines.dir(id);
         let agent_config = node.read(&dir.join("agent.json")).await?;
         let agent_config = agent_config

@@ -18,8 +18,8 @@
 //!   lock              held by whoever makes or starts it
 //! ```
 //!
-//! QEMU runs in a session of its own beside a shell that waits for it and writes
-//! `status`. It is known by its pid file and by its arguments, which name that pid
+//! QEMU runs in a session of its own beside a shell that keeps its log short, waits
+//! for it and writes `status`. It is known by its pid file and by its arguments, which name that pid
 //! file, so a number that the kernel gave to somebody else is never taken for it.
 
 /// `runs DIR`: sets `pid` and `start` (its start time: proc(5), the 22nd field of
@@ -36,8 +36,7 @@ started() { [ "$1" != Z ] && start=${20}; }
 "#;
 
 /// `sh -c … DIRECTORY_OF_MACHINES [ID]`: a line for each machine, or for this one:
-/// ID, pid and start time (or "-" twice), port (or "-"), machine.json. Looking at
-/// all, it also begins the logs anew that have become too long.
+/// ID, pid and start time (or "-" twice), port (or "-"), machine.json.
 const LOOK: &str = r#"
 cd "$1" 2>/dev/null || exit 0
 for id in ${2:-*}; do
@@ -47,9 +46,6 @@ for id in ${2:-*}; do
     runs "$1/$id" || { pid=- start=-; }
     marker=$(cat "$id/machine.json" 2>/dev/null) || continue
     printf '%s %s %s %s %s\n' "$id" "$pid" "$start" "$port" "$marker"
-    if [ -z "$2" ] && [ -n "$(find "$id/serial.log" -size +20480k 2>/dev/null)" ]; then
-        cp "$id/serial.log" "$id/serial.log.1" && : >"$id/serial.log"
-    fi
 done
 exit 0
 "#;
@@ -62,7 +58,7 @@ dir=$1 marker=$2 disks_only=$3 base=$4 format=$5 size=$6 room=$7
 shift 7
 umask 077
 mkdir -p "$dir" && cd "$dir" || exit 1
-exec 9>lock && flock -w 60 9 || { echo "somebody else has been at it for a minute" >&2; exit 1; }
+exec 9>lock && timeout 60 flock 9 || { echo "somebody else has been at it for a minute" >&2; exit 1; }
 write() { printf '%s' "$2" >"$1.new" && mv -f "$1.new" "$1"; }
 if runs "$dir"; then runs=1; else runs=; fi
 if [ "$(cat machine.json 2>/dev/null)" != "$marker" ]; then
@@ -72,9 +68,6 @@ if [ "$(cat machine.json 2>/dev/null)" != "$marker" ]; then
     qemu-img create -q -f qcow2 -F "$format" -b "$base" overlay.qcow2 "$size" || exit 1
     if [ ! -f workspace.qcow2 ]; then
         qemu-img create -q -f qcow2 workspace.new "$room" && mv workspace.new workspace.qcow2 || exit 1
-    else
-        # It only ever grows: to make it smaller is refused, and that is fine.
-        qemu-img resize -q -f qcow2 workspace.qcow2 "$room" 2>/dev/null
     fi
     write machine.json "$marker" || exit 1
 fi
@@ -95,20 +88,27 @@ echo "$port"
 "#;
 
 /// `sh -c … DIR PROGRAM ARGUMENT…`: starts QEMU unless it runs, and returns when it
-/// has written its pid file. It is confined by seccomp where it can be.
+/// has written its pid file. It is confined by seccomp where it can be. As long as it
+/// lives, its console's log is begun anew when it has become too long.
 const LAUNCH: &str = r#"
 dir=$1
 shift
 umask 077
 cd "$dir" || exit 1
-exec 9>lock && flock -w 60 9 || { echo "somebody else has been at it for a minute" >&2; exit 1; }
+exec 9>lock && timeout 60 flock 9 || { echo "somebody else has been at it for a minute" >&2; exit 1; }
 if runs "$dir"; then exit 0; fi
 rm -f pid status qmp.sock
 [ "$(wc -c <serial.log 2>/dev/null || echo 0)" -lt 10485760 ] || mv -f serial.log serial.log.1
 if "$1" -sandbox on -machine help >/dev/null 2>&1; then
     set -- "$@" -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 fi
-setsid sh -c '"$@"; echo "$?" >status' sh "$@" </dev/null >qemu.log 2>&1 9>&- &
+setsid sh -c '
+    while sleep 5 && kill -0 "$$"; do
+        [ "$(wc -c <serial.log)" -lt 20971520 ] || { cp serial.log serial.log.1 && : >serial.log; }
+    done >/dev/null 2>&1 &
+    "$@"
+    echo "$?" >status
+    kill "$!"' sh "$@" </dev/null >qemu.log 2>&1 9>&- &
 tries=300
 while [ "$tries" -gt 0 ]; do
     [ ! -s pid ] || exit 0
@@ -163,6 +163,9 @@ pub(super) const NO_FILE: i32 = 3;
 
 /// The exit status with which [`FIND_PATH`] says that the file may not be used.
 pub(super) const NOT_ALLOWED: i32 = 4;
+
+/// The exit status with which [`EXAMINE`] says that a part of the disk is in another file.
+pub(super) const OTHER_FILE: i32 = 6;
 
 /// The exit status with which [`KEEP_DOWNLOAD`] says that the file is another one.
 pub(super) const OTHER_CHECKSUM: i32 = 5;
@@ -243,11 +246,22 @@ tr -d '\r' <"$1.head" 2>/dev/null | sed -n 's/^[Cc]ontent-[Ll]ength: *//p' | tai
 exit 0
 "#;
 
-/// `sh -c … FILE`: what `qemu-img info` says as JSON, and on the last line the two
-/// bytes that end the first sector of a disk that can be booted ("55 aa").
+/// `sh -c … FILE`: on the first line the two bytes that end the first sector ("55 aa":
+/// of a disk that can be booted), then what `qemu-img info` says as JSON. It comes from anybody, so QEMU is not left to guess its format, nor to open what it names
+/// (docs/interop/qcow2.txt of QEMU: magic, version, and from byte 8 on where the name of a
+/// backing file is; bit 2 of the byte 79 is set when the data are in another file).
 pub(super) const EXAMINE: &str = r#"
-qemu-img info --output=json -- "$1" || exit 1
-printf '\n%s\n' "$(tail -c +511 -- "$1" | head -c 2 | od -An -tx1 | tr -s ' ')"
+header=$(head -c 80 -- "$1" | od -An -v -tx1 | tr -d ' \n')
+case $header in
+    514649fb????????0000000000000000*) format=qcow2 ;;
+    514649fb*) exit 6 ;;
+    *) format=raw ;;
+esac
+case $format$(printf %s "$header" | cut -c9-16,160) in qcow200000003[4567cdef]) exit 6 ;; esac
+printf '%s\n' "$(tail -c +511 -- "$1" | head -c 2 | od -An -tx1)"
+ulimit -t 30
+ulimit -v 2097152
+exec qemu-img info -f "$format" --output=json -- "$1"
 "#;
 
 #[cfg(test)]
