@@ -260,7 +260,7 @@ fn those_who_come_first_at_once_share_one_program() {
 fn it_ends_with_its_shell_though_a_job_in_the_background_goes_on_writing() {
     let gateway = Gateway::with_workspace();
     let mut client = attach(&gateway, "ws++main");
-    client.send("(trap '' HUP; while echo x; do sleep 0.05; done) & exit 6\n");
+    client.send("(trap '' HUP; while echo x; do sleep 0.01; done) & exit 6\n");
     assert_eq!(client.finish().code(), 6);
     eventually("it is gone", || {
         terminals(&gateway) == serde_json::json!([])
