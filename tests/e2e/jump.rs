@@ -1,10 +1,9 @@
 //! ProxyJump: clients that come to a workspace end to end, with what
-//! `ssh-config` and `vendetta setup` give them and StrictHostKeyChecking=yes.
+//! `ssh-config` gives them and StrictHostKeyChecking=yes.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use vendetta_tests::{
@@ -124,7 +123,7 @@ fn every_form_leads_into_the_workspace_and_asks_nothing() {
 }
 
 /// How often the audit log has `event`.
-fn audited(gateway: &Gateway, event: &str) -> usize {
+pub(crate) fn audited(gateway: &Gateway, event: &str) -> usize {
     let query = format!(
         "import sqlite3,sys; print(sqlite3.connect(sys.argv[1]).execute(\"select count(*) from audit where event='{event}'\").fetchone()[0])"
     );
@@ -321,6 +320,31 @@ fn a_key_that_is_removed_is_refused_at_once_and_its_connection_ends() {
     eventually("its connection ends", || !live.runs());
     let _ = live.finish().exits(255);
     assert!(other.runs(), "the other key's connection goes on");
+    other.close_stdin();
+    let _ = other.finish().ok();
+}
+
+#[test]
+fn a_user_that_is_removed_is_cut_off_from_what_it_reaches_end_to_end() {
+    let gateway = Gateway::builder().host().start();
+    gateway.create("ws", "provider: host\n");
+    gateway.control("workspace up ws").ok();
+    let bob = gateway.stranger("bob");
+    let add = gateway.control("user add bob --role admin --key -");
+    add.stdin(bob.public_key()).ok();
+    let (jumper, admin) = (Jumper::new(&bob), Jumper::new(gateway.admin()));
+    let held = |who: &Jumper| {
+        let live = who.ssh(&["ws.vendetta", "echo ready; cat"]).spawn();
+        live.expect_stdout(0, "ready");
+        live
+    };
+    let (mut live, mut other) = (held(&jumper), held(&admin));
+    gateway.control("user remove bob --yes").ok();
+    eventually("its connection ends", || !live.runs());
+    let _ = live.finish().exits(255);
+    jumper.refused(&["ws.vendetta", "true"]);
+    other.send("still here\n");
+    other.expect_stdout(0, "still here");
     other.close_stdin();
     let _ = other.finish().ok();
 }
@@ -537,117 +561,6 @@ fn a_certificate_opens_an_agent_when_it_restricts_nothing() {
     certify(&["-n", "bob"]);
     let refused = jumper.refused(&["ws.vendetta", "true"]);
     assert!(refused.contains("no workspace"), "{refused}");
-}
-
-/// Runs `script` where `home` is root's home, since ssh takes that from /etc/passwd.
-fn at_home(home: &Path, script: &str) -> Run {
-    let bound = format!("mount --bind {} /root && cd && {script}", home.display());
-    Run::new("unshare")
-        .args(["--mount", "sh", "-c", &bound])
-        .env("HOME", "/root")
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-}
-
-#[test]
-fn setup_lets_plain_ssh_know_everything_and_undo_leaves_nothing() {
-    let gateway = Gateway::builder().host().start();
-    let alice = gateway.member("alice");
-    alice
-        .control("workspace create my-project --provider host --up")
-        .ok();
-    let home = alice.home().join("home");
-    let ssh = home.join(".ssh");
-    fs::create_dir_all(home.join("dotfiles")).expect("a folder");
-    fs::create_dir(&ssh).expect("a folder");
-    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o700)).expect("its mode");
-    for file in ["id_ed25519", "id_ed25519.pub"] {
-        fs::copy(alice.home().join(file), ssh.join(file)).expect("a key");
-    }
-    let original = "# mine\nHost *\n  User somebody\n  StrictHostKeyChecking yes\n  BatchMode yes\n  GlobalKnownHostsFile /dev/null";
-    fs::write(home.join("dotfiles/ssh"), original).expect("a configuration");
-    fs::set_permissions(home.join("dotfiles/ssh"), fs::Permissions::from_mode(0o640))
-        .expect("its mode");
-    symlink("../dotfiles/ssh", ssh.join("config")).expect("a link");
-
-    let vendetta = Gateway::binary("vendetta");
-    let port = gateway.address().port();
-    let setup = format!("{} --gateway 127.0.0.1:{port} setup", vendetta.display());
-    // Nobody knows the gateway yet, and nobody is there to be asked.
-    let run = at_home(&home, &setup).finish().exits(5);
-    assert!(
-        run.error_text().contains("Host key verification failed"),
-        "{run}"
-    );
-    assert!(run.error_text().contains("--host-key"), "{run}");
-    let untouched = || {
-        let text = fs::read_to_string(home.join("dotfiles/ssh")).expect("it");
-        assert_eq!(text, original);
-        assert!(!ssh.join("vendetta").exists());
-    };
-    untouched();
-    // One who knows the fingerprint is asked nothing, and believes no other.
-    let other = format!("{setup} --host-key SHA256:{}", "A".repeat(43));
-    let run = at_home(&home, &other).finish().exits(5);
-    assert!(run.error_text().contains("somebody is in between"), "{run}");
-    untouched();
-    at_home(&home, &format!("{setup} --host-key nonsense"))
-        .finish()
-        .exits(2);
-    let scan = format!("ssh-keyscan -t ed25519 -p {port} 127.0.0.1 >.ssh/known_hosts");
-    at_home(&home, &scan).ok();
-    let fingerprint = at_home(&home, "ssh-keygen -lf .ssh/known_hosts").ok();
-    let fingerprint = fingerprint.text();
-    let fingerprint = fingerprint.split(' ').nth(1).expect("a fingerprint");
-    fs::rename(ssh.join("known_hosts"), ssh.join("kept")).expect("no known hosts");
-    at_home(&home, &format!("{setup} --host-key {fingerprint}")).ok();
-    let known = at_home(&home, "ssh vendetta whoami").ok().text();
-    assert!(known.contains("alice"), "{known}");
-    at_home(&home, &format!("{} setup --undo", vendetta.display())).ok();
-    untouched();
-    fs::rename(ssh.join("kept"), ssh.join("known_hosts")).expect("known hosts");
-    for _ in 0..2 {
-        let run = at_home(&home, &setup).ok();
-        assert!(run.text().contains("ssh my-project.vendetta"), "{run}");
-    }
-    fs::remove_file(ssh.join("known_hosts")).expect("the keys of before");
-    let text = fs::read_to_string(home.join("dotfiles/ssh")).expect("the configuration");
-    assert_eq!(text, format!("Include ~/.ssh/vendetta/config\n{original}"));
-
-    let says = |script: &str| at_home(&home, script).ok().text();
-    assert!(says("ssh vendetta whoami").contains("alice"));
-    assert_eq!(says("ssh my-project@vendetta echo relayed"), "relayed");
-    assert_eq!(says("ssh my-project.vendetta echo direct"), "direct");
-    // To a client that knows no certificates too.
-    let bare = "ssh -o HostKeyAlgorithms=ssh-ed25519 my-project.vendetta echo bare";
-    assert_eq!(says(bare), "bare");
-    // `User somebody` is the user's own for every host that we say nothing about.
-    assert_eq!(says("ssh -J vendetta my-project echo jumped"), "jumped");
-    fs::write(home.join("file"), "content").expect("a file");
-    says("scp -q file my-project.vendetta:copied && ssh my-project.vendetta cat copied");
-    assert!(
-        at_home(&home, "ssh -J vendetta my-project.elsewhere true")
-            .finish()
-            .code()
-            != 0,
-        "the CA is believed for its own names only"
-    );
-    // The gateway that is known by its name can be set up by it.
-    says(&format!("{} --gateway vendetta setup", vendetta.display()));
-    assert_eq!(says("ssh my-project.vendetta echo direct"), "direct");
-
-    let undo = format!("{} setup --undo", vendetta.display());
-    at_home(&home, &undo).ok();
-    let link = ssh.join("config");
-    assert!(link.is_symlink());
-    assert_eq!(
-        fs::read_to_string(&link).expect("the configuration"),
-        original
-    );
-    let mode = fs::metadata(&link).expect("its mode").permissions().mode();
-    assert_eq!(mode & 0o777, 0o640);
-    assert!(!ssh.join("vendetta").exists());
-    let run = at_home(&home, &undo).ok();
-    assert!(run.text().contains("nothing to take back"), "{run}");
 }
 
 #[test]

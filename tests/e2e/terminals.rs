@@ -1,7 +1,11 @@
 //! Terminals that outlive their clients.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
-use vendetta_tests::{Gateway, Running, eventually};
+use vendetta_tests::{BUSYBOX, Gateway, PATIENCE, Running, eventually};
+
+use crate::jump::Jumper;
 
 /// `ssh -t LOGIN` on a terminal of its own.
 fn attach(gateway: &Gateway, login: &str) -> Running {
@@ -11,6 +15,21 @@ fn attach(gateway: &Gateway, login: &str) -> Running {
 fn terminals(gateway: &Gateway) -> serde_json::Value {
     let listed = gateway.control("workspace terminals ws --json").ok();
     listed.json()["terminals"].clone()
+}
+
+/// What a client's own terminal of 24 lines shows by now, where something was before.
+fn screen(client: &Running) -> vt100::Parser {
+    let size = |side| std::num::NonZeroU16::new(side).expect("a size");
+    let mut terminal = vt100::Parser::new(size(24), size(80), 0);
+    terminal.process(b"before ssh\r\n");
+    terminal.process(&client.stdout());
+    terminal
+}
+
+/// Its text, once `shown` holds of it.
+fn screen_when(client: &Running, what: &str, shown: impl Fn(&vt100::Screen) -> bool) -> String {
+    eventually(what, || shown(screen(client).screen()));
+    screen(client).screen().contents()
 }
 
 /// Loses its link.
@@ -91,8 +110,8 @@ fn two_who_are_attached_see_the_same_and_a_third_user_has_one_of_their_own() {
 fn one_who_takes_nothing_holds_up_neither_the_program_nor_another() {
     let gateway = Gateway::with_workspace();
     let mut stalled = attach(&gateway, "ws++main");
-    stalled.send("PS1=; echo ready\n");
-    stalled.expect_stdout(0, "ready");
+    stalled.send("PS1=; echo $((40 + 2)) is there\n");
+    stalled.expect_stdout(0, "42 is there");
     stalled.signal(Signal::SIGSTOP);
     let mut other = attach(&gateway, "ws++main");
     // More than everything on the way can hold.
@@ -129,4 +148,164 @@ fn what_is_no_shell_on_a_terminal_stays_plain() {
     assert_eq!(terminals(&gateway), serde_json::json!([]));
     let run = gateway.ssh("ws++Wrong").arg("-tt").finish();
     assert_ne!(run.code(), 0, "{run}");
+}
+
+#[test]
+fn a_full_screen_program_is_shown_again_and_the_shell_behind_it_when_it_ends() {
+    let gateway = Gateway::docker();
+    gateway.workspace("ws", BUSYBOX);
+    let mut client = attach(&gateway, "ws++main");
+    client.send("PS1='$ '; clear; seq 7; vi /etc/passwd\n");
+    let in_vi = |screen: &vt100::Screen| {
+        let text = screen.contents();
+        screen.alternate_screen() && text.contains("root:") && text.contains("/etc/passwd")
+    };
+    screen_when(&client, "vi is there", in_vi);
+    client.send("jjll");
+    let at = |screen: &vt100::Screen| in_vi(screen) && screen.cursor_position() == (2, 2);
+    let before = screen_when(&client, "its cursor has moved", at);
+    cut_off(client);
+
+    let mut client = attach(&gateway, "ws++main");
+    assert_eq!(screen_when(&client, "vi is shown again", at), before);
+    client.send(":q\n");
+    let left = screen_when(&client, "vi has ended", |screen| {
+        !screen.alternate_screen() && screen.contents().ends_with("\n$ ")
+    });
+    assert_eq!(left, "1\n2\n3\n4\n5\n6\n7\n$ ");
+    client.send("exit 3\n");
+    assert_eq!(client.finish().code(), 3);
+}
+
+#[test]
+fn a_terminal_is_there_after_the_gateway_was_killed_beneath_its_client() {
+    let mut gateway = Gateway::with_workspace();
+    let mut client = attach(&gateway, "ws++main");
+    client.send("PS1=; x=kept; echo $((40 + 2)) is on the screen\n");
+    client.expect_stdout(0, "42 is on the screen");
+    gateway.kill();
+    assert_eq!(client.finish().code(), 255);
+    gateway.start();
+    let mut client = attach(&gateway, "ws++main");
+    let seen = client.expect_stdout(0, "42 is on the screen");
+    client.send("echo is-$x; exit 7\n");
+    client.expect_stdout(seen, "is-kept");
+    assert_eq!(client.finish().code(), 7);
+}
+
+#[test]
+fn a_terminal_is_the_same_end_to_end_and_relayed() {
+    let gateway = Gateway::with_workspace();
+    let jumper = Jumper::new(gateway.admin());
+    let direct = |login: &str| {
+        let ssh = jumper.tool("ssh").arg(format!("{login}@ws.vendetta"));
+        ssh.arg("-tt").start_on_terminal(24, 80)
+    };
+    let mut client = direct("+main");
+    client.send("PS1=; x=kept; echo $((40 + 2)) is on the screen\n");
+    client.expect_stdout(0, "42 is on the screen");
+    cut_off(client);
+    let relayed = attach(&gateway, "ws++main");
+    relayed.expect_stdout(0, "42 is on the screen");
+    let mut client = direct("vendetta+main");
+    let seen = client.expect_stdout(0, "42 is on the screen");
+    client.send("echo is-$x\n");
+    client.expect_stdout(seen, "is-kept");
+    relayed.expect_stdout(0, "is-kept");
+    let mut other = direct("dev+main");
+    other.send("id -un; exit 4\n");
+    other.expect_stdout(0, "dev\r\n");
+    assert_eq!(other.finish().code(), 4);
+    // Anything else over such a login is plain.
+    let plain = jumper.tool("ssh").args(["+main@ws.vendetta", "echo plain"]);
+    assert_eq!(plain.ok().text(), "plain");
+    client.send("exit 5\n");
+    assert_eq!(client.finish().code(), 5);
+    assert_eq!(relayed.finish().code(), 5);
+}
+
+#[test]
+fn those_who_come_first_at_once_share_one_program() {
+    let gateway = Gateway::with_workspace();
+    // Connections, and their ways to the agent, that are there already.
+    let sockets: Vec<_> = (0..6)
+        .map(|n| gateway.scratch().join(format!("master-{n}")))
+        .collect();
+    let through = |socket| gateway.ssh("ws++main").arg("-S").arg(socket);
+    for socket in &sockets {
+        through(socket).args(["-M", "-N", "-f"]).ok();
+        through(socket).arg("true").ok();
+    }
+    for round in 0..4 {
+        let clients = sockets.iter().map(|socket| through(socket).arg("-tt"));
+        let clients: Vec<_> = clients.map(|ssh| ssh.start_on_terminal(24, 80)).collect();
+        eventually("all are attached to one", || {
+            let listed = terminals(&gateway);
+            listed[0]["attached"] == sockets.len() && listed[1].is_null()
+        });
+        gateway.control("workspace terminals ws --end main").ok();
+        for client in clients {
+            let _ = client.finish();
+        }
+        eventually(&format!("it is gone in round {round}"), || {
+            terminals(&gateway) == serde_json::json!([])
+        });
+    }
+    for socket in &sockets {
+        through(socket).args(["-O", "exit"]).ok();
+    }
+}
+
+#[test]
+fn it_ends_with_its_shell_though_a_job_in_the_background_goes_on_writing() {
+    let gateway = Gateway::with_workspace();
+    let mut client = attach(&gateway, "ws++main");
+    client.send("(trap '' HUP; while echo x; do sleep 0.01; done) & exit 6\n");
+    assert_eq!(client.finish().code(), 6);
+    eventually("it is gone", || {
+        terminals(&gateway) == serde_json::json!([])
+    });
+}
+
+#[test]
+fn input_that_nobody_reads_keeps_nobody_from_coming_back() {
+    let gateway = Gateway::with_workspace();
+    let mut client = attach(&gateway, "ws++main");
+    client.send("PS1=; stty -echo; echo $((40 + 2)) is on the screen; sleep 1000\n");
+    client.expect_stdout(0, "42 is on the screen");
+    client.send("a line of what is pasted\n".repeat(8_000));
+    // All of it has left here once nothing more is taken from it.
+    std::thread::sleep(Duration::from_secs(1));
+    cut_off(client);
+    for _ in 0..2 {
+        let client = attach(&gateway, "ws++main");
+        client.expect_stdout(0, "42 is on the screen");
+        eventually("it alone is attached", || {
+            terminals(&gateway)[0]["attached"] == 1
+        });
+        cut_off(client);
+    }
+    let client = attach(&gateway, "ws++main");
+    client.expect_stdout(0, "42 is on the screen");
+    gateway.control("workspace terminals ws --end main").ok();
+    assert_ne!(client.finish().code(), 0);
+}
+
+#[test]
+fn one_whose_link_stood_still_at_the_end_is_told_the_end() {
+    let gateway = Gateway::with_workspace();
+    let both = || gateway.ssh("ws++main").arg("-tt").limit(3 * PATIENCE);
+    let mut stalled = both().start_on_terminal(24, 80);
+    stalled.send("PS1=; echo $((40 + 2)) is there\n");
+    stalled.expect_stdout(0, "42 is there");
+    stalled.signal(Signal::SIGSTOP);
+    let mut other = both().start_on_terminal(24, 80);
+    // More than everything on the way can hold.
+    other.send("seq 1500000; echo $((20 + 3)) done; exit 7\n");
+    assert_eq!(other.finish().code(), 7);
+    std::thread::sleep(Duration::from_secs(3));
+    stalled.signal(Signal::SIGCONT);
+    let told = stalled.finish();
+    assert_eq!(told.code(), 7);
+    assert!(told.text().contains("23 done"), "{told}");
 }

@@ -92,7 +92,12 @@ async fn dial_tcp(connection: &Connection, host: &str, port: u32) -> io::Result<
     };
     let addresses = timeout(RESOLVE_TIMEOUT, connection.agent.resolver.addresses(host))
         .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the name servers do not answer"))??;
+        .map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                "Temporary failure in name resolution",
+            )
+        })??;
     let mut result = Err(io::Error::new(
         io::ErrorKind::NotFound,
         "the name has no address",
@@ -197,8 +202,8 @@ mod tests {
             "Connection refused"
         );
         assert_eq!(
-            describe(&io::Error::other("name not known")),
-            "name not known"
+            describe(&io::Error::other("Name or service not known")),
+            "Name or service not known"
         );
     }
 }

@@ -52,11 +52,13 @@ impl Resolver {
         if !listed.is_empty() {
             return Ok(listed);
         }
+        // The texts are those of gai_strerror(3), as in every other program.
         let found = sources.dns.lookup_ip(host).await.map_err(|error| {
+            tracing::debug!("cannot resolve {host}: {error}");
             if error.is_no_records_found() || error.is_nx_domain() {
-                io::Error::new(io::ErrorKind::NotFound, "name not known")
+                io::Error::new(io::ErrorKind::NotFound, "Name or service not known")
             } else {
-                io::Error::other(format!("name not resolved: {error}"))
+                io::Error::other("Temporary failure in name resolution")
             }
         })?;
         Ok(found.iter().collect())

@@ -127,14 +127,17 @@ impl Master {
     /// Writes some of `data`, and says how much.
     ///
     /// # Errors
-    /// Those of write(2).
+    /// Those of write(2), and EIO when nobody has the other side open any more.
     pub async fn write(&self, data: &[u8]) -> io::Result<usize> {
         loop {
             let mut ready = self.0.writable().await?;
+            // It counts as ready from now on, though what is full stays so.
+            let hung_up = ready.ready().is_write_closed();
             match ready.try_io(|fd| nix::unistd::write(fd.get_ref(), data).map_err(io::Error::from))
             {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(result) => return result,
+                Err(_would_block) if hung_up => return Err(Errno::EIO.into()),
                 Err(_would_block) => {}
             }
         }

@@ -12,7 +12,7 @@ use super::run::{self, report, say_goodbye};
 use super::setup::{Program, Setup, refuse_late};
 use super::signals;
 use crate::connection::Connection;
-use crate::terminal::{self, OUTPUTS, Order, Output};
+use crate::terminal::{self, OUTPUTS, Order, Output, Reach};
 
 /// Shows the terminal `name` to the client, which starts it if it is the first, until
 /// either ends.
@@ -26,8 +26,8 @@ pub async fn run(
 ) {
     let size = setup.terminal.as_ref().map(|(_, opened)| opened.size);
     let size = size.unwrap_or_default();
-    let orders = match attach(connection, setup, size, name) {
-        Ok(orders) => orders,
+    let reach = match reach(connection, setup, size, name) {
+        Ok(reach) => reach,
         Err(problem) => {
             run::refuse(writer, &problem).await;
             return;
@@ -38,7 +38,12 @@ pub async fn run(
         size,
         output: sender,
     };
-    if orders.send(attach).await.is_err() {
+    let attached = tokio::select! {
+        sent = reach.orders.send(attach) => sent.is_ok(),
+        () = connection.gone.cancelled() => return,
+        () = events.closed.cancelled() => return,
+    };
+    if !attached {
         run::refuse(writer, "the terminal has just ended; connect again").await;
         return;
     }
@@ -66,7 +71,7 @@ pub async fn run(
         while let Some(message) = reader.wait().await {
             match message {
                 ChannelMsg::Data { data } => {
-                    let _ = orders.send(Order::Input(data)).await;
+                    let _ = reach.typed.send(data).await;
                 }
                 message => refuse_late(connection, writer.id(), &message).await,
             }
@@ -85,7 +90,7 @@ pub async fn run(
                 }
                 else => pending().await,
             };
-            let _ = orders.send(order).await;
+            let _ = reach.orders.send(order).await;
         }
     };
     tokio::select! {
@@ -97,27 +102,24 @@ pub async fn run(
     }
 }
 
-/// Where the terminal takes its orders; it is started if it is not there.
-fn attach(
+/// Where the terminal is reached; it is started if it is not there.
+fn reach(
     connection: &Connection,
     mut setup: Setup,
     size: Size,
     name: &TerminalName,
-) -> Result<mpsc::Sender<Order>, String> {
+) -> Result<Reach, String> {
     let (agent, user) = (&connection.agent, &connection.user);
-    if let Some(orders) = agent.terminals.find(user.uid, name) {
-        return Ok(orders);
-    }
-    let (child, streams) = run::start(connection, &mut setup, Program::Shell)?;
-    let run::Streams::Terminal(master) = streams else {
-        return Err("a terminal is kept for who has one: ssh -t".to_owned());
-    };
-    let program = terminal::Program {
-        master,
-        child,
-        size,
-    };
     let owner = (user.uid, user.name.to_string_lossy().into_owned());
-    let kept = agent.terminals.keep(agent, owner, name, program);
-    kept.ok_or_else(|| "there are too many terminals; end one first".to_owned())
+    agent.terminals.find_or_start(agent, owner, name, || {
+        let (child, streams) = run::start(connection, &mut setup, Program::Shell)?;
+        let run::Streams::Terminal(master) = streams else {
+            return Err("a terminal is kept for who has one: ssh -t".to_owned());
+        };
+        Ok(terminal::Program {
+            master,
+            child,
+            size,
+        })
+    })
 }

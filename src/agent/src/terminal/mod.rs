@@ -7,9 +7,10 @@
 //! ```
 //!
 //! A [`keeper`] runs the program and keeps its screen. Clients attach to it, any number
-//! at once, each with the same rights; the newest gives the size. A client that takes
-//! nothing for a moment misses what is written meanwhile, and is shown the screen anew
-//! when it takes again, so it never holds up the program or another client.
+//! at once, each with the same rights; the newest gives the size. The program waits for its
+//! clients for a moment, and only when none of them takes anything. One that is behind misses
+//! what is written meanwhile and is shown the screen anew when it takes again, so it never
+//! holds up the program or another client.
 
 mod keeper;
 mod screen;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use vendetta_proto::TerminalName;
@@ -35,44 +37,66 @@ pub struct Terminals(Mutex<BTreeMap<Key, Kept>>);
 
 type Key = (u32, TerminalName);
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Kept {
     user: String,
     since: Millis,
     attached: Arc<AtomicU32>,
-    orders: mpsc::Sender<Order>,
+    reach: Reach,
     /// Ends the program.
     end: CancellationToken,
 }
 
-impl Terminals {
-    /// Where orders for a terminal go, if it is there.
-    pub fn find(&self, uid: u32, name: &TerminalName) -> Option<mpsc::Sender<Order>> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = all.get(&(uid, name.clone()))?;
-        (!kept.orders.is_closed()).then(|| kept.orders.clone())
-    }
+/// Where clients reach a terminal.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    /// What they want.
+    pub orders: mpsc::Sender<Order>,
+    /// What they type.
+    pub typed: mpsc::Sender<Bytes>,
+}
 
-    /// Keeps a program that has just started; none: there are [`MOST`] already.
-    pub fn keep(
+impl Kept {
+    fn is_there(&self) -> bool {
+        !self.reach.orders.is_closed()
+    }
+}
+
+impl Terminals {
+    /// The terminal of this user and name. The first who asks has its program started, and
+    /// whoever asks meanwhile waits for that.
+    ///
+    /// # Errors
+    /// What `start` says, or that there are [`MOST`] already.
+    pub fn find_or_start(
         &self,
-        agent: &Arc<crate::connection::Agent>,
+        agent: &crate::connection::Agent,
         (uid, user): (u32, String),
         name: &TerminalName,
-        program: Program,
-    ) -> Option<mpsc::Sender<Order>> {
+        start: impl FnOnce() -> Result<Program, String>,
+    ) -> Result<Reach, String> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, kept| !kept.orders.is_closed());
-        if all.len() >= MOST {
-            return None;
+        all.retain(|_, kept| kept.is_there());
+        let key = (uid, name.clone());
+        if let Some(kept) = all.get(&key) {
+            return Ok(kept.reach.clone());
         }
-        let (orders, inbox) = mpsc::channel(keeper::ORDERS);
+        if all.len() >= MOST {
+            return Err("there are too many terminals; end one first".to_owned());
+        }
+        let program = start()?;
+        let (orders, ordered) = mpsc::channel(keeper::ORDERS);
+        let (typed, input) = mpsc::channel(keeper::ORDERS);
         let kept = Kept {
             user,
             since: now(),
             attached: Arc::default(),
-            orders: orders.clone(),
+            reach: Reach { orders, typed },
             end: CancellationToken::new(),
+        };
+        let inbox = keeper::Inbox {
+            orders: ordered,
+            typed: input,
         };
         let ends = keeper::Ends {
             wanted: kept.end.clone(),
@@ -80,14 +104,15 @@ impl Terminals {
         };
         let work = keeper::keep(program, inbox, Arc::clone(&kept.attached), ends);
         agent.sessions.spawn(work);
-        all.insert((uid, name.clone()), kept);
-        Some(orders)
+        let reach = kept.reach.clone();
+        all.insert(key, kept);
+        Ok(reach)
     }
 
     /// How they are.
     pub fn list(&self) -> Vec<TerminalStatus> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = all.iter().filter(|(_, kept)| !kept.orders.is_closed());
+        let there = all.iter().filter(|(_, kept)| kept.is_there());
         there
             .map(|((_, name), kept)| TerminalStatus {
                 name: name.clone(),
@@ -104,7 +129,7 @@ impl Terminals {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let meant = all.iter().filter(|((_, known), kept)| {
             let of_user = user.is_none_or(|user| kept.user == user);
-            known == name && of_user && !kept.orders.is_closed()
+            known == name && of_user && kept.is_there()
         });
         let mut any = false;
         for (_, kept) in meant {

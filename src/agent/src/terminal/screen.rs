@@ -33,12 +33,23 @@ impl Screen {
         self.0.screen_mut().set_size(rows, columns);
     }
 
-    /// What makes a terminal of the same size show this screen, its cursor and its modes.
+    /// What makes a terminal of the same size show this screen, its cursor and its modes,
+    /// and the main screen again when a program leaves the alternate one.
     pub fn paint(&self) -> Vec<u8> {
         let screen = self.0.screen();
+        let shown = screen.state_formatted();
         let [on, off] = ALTERNATE;
-        let alternate = if screen.alternate_screen() { on } else { off };
-        [alternate, CLEAR, screen.state_formatted().as_bytes()].concat()
+        if !screen.alternate_screen() {
+            return [off, CLEAR, shown.as_bytes()].concat();
+        }
+        // On another parser: ours may be within a sequence.
+        let (rows, columns) = screen.size();
+        let mut left = vt100::Parser::new(rows, columns, 0);
+        *left.screen_mut() = screen.clone();
+        left.process(off);
+        let main = left.screen().contents_formatted();
+        // Entering keeps the cursor and the rendition to which leaving returns.
+        [off, CLEAR, main.as_bytes(), on, shown.as_bytes()].concat()
     }
 }
 
@@ -89,6 +100,27 @@ mod tests {
         other.write(&screen.paint());
         assert!(!other.0.screen().alternate_screen());
         assert_eq!(shown(&other), "first\nred line\n$ ");
+    }
+
+    #[test]
+    fn a_terminal_that_comes_during_the_alternate_screen_has_the_main_one_behind_it() {
+        let mut screen = Screen::new(size(5, 20));
+        screen.write(b"first\r\n\x1b[32m$ \x1b[?1049h\x1b[2J\x1b[3;4Heditor\x1b[");
+        let mut other = Screen::new(size(5, 20));
+        other.write(b"of its own, before\r\nssh");
+        other.write(&screen.paint());
+        for screen in [&mut screen, &mut other] {
+            assert!(screen.0.screen().alternate_screen());
+            assert_eq!(shown(screen), "\n\n   editor");
+            assert_eq!(screen.0.screen().cursor_position(), (2, 9));
+        }
+        screen.write(b"1m");
+        for screen in [&mut screen, &mut other] {
+            screen.write(b"\x1b[?1049l");
+            assert_eq!(shown(screen), "first\n$ ");
+            assert_eq!(screen.0.screen().cursor_position(), (1, 2));
+            assert_eq!(screen.0.screen().fgcolor(), vt100::Color::Idx(2));
+        }
     }
 
     /// What terminals are sent, well formed and not.

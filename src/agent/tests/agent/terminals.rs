@@ -123,6 +123,23 @@ fn a_job_in_the_background_does_not_hold_the_terminal() {
 }
 
 #[test]
+fn input_that_nobody_has_read_does_not_hold_the_terminal() {
+    let agent = Agent::start();
+    // More than a terminal keeps, which is full when its program ends.
+    let pasted = "a line of what is pasted\n".repeat(8_000);
+    let mut client = agent
+        .ssh()
+        .args(["-tt", "ws", "stty -echo; echo ready; sleep 1; exit 4"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert_eq!(first_line(&mut client), "ready");
+    std::io::Write::write_all(client.stdin.as_mut().unwrap(), pasted.as_bytes()).unwrap();
+    assert_eq!(finish(&mut client).code(), Some(4));
+}
+
+#[test]
 fn a_client_that_vanishes_hangs_up_its_terminal() {
     let agent = Agent::start();
     let mut client = agent

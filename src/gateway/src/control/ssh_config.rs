@@ -2,10 +2,12 @@
 //! every way to a workspace has a short name and asks nothing.
 //!
 //! The gateway proves itself with its host key, the agents of workspaces with
-//! certificates of its host CA. That CA is believed for `*.vendetta`, and for
-//! the bare names of the caller's own workspaces (`ssh -J vendetta NAME`): for
-//! every host it would be believed too much. Clients that know no certificates
-//! find the bare keys of those workspaces, under the same names.
+//! certificates of its host CA. That CA is believed for `*.vendetta`: for every
+//! host it would be believed too much. Clients that know no certificates find the
+//! bare keys of the caller's own workspaces. The page that people read and paste
+//! has those workspaces' bare names too (`ssh -J vendetta NAME`); what is written
+//! unread has not, since a gateway may say any name, such as that of another
+//! machine of theirs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -68,6 +70,15 @@ fn host_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// The names under which a gateway is believed to know its workspaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Names {
+    /// Those that nothing else has: `NAME.vendetta`.
+    Suffixed,
+    /// Bare ones as well.
+    Bare,
+}
+
 /// A gateway in ssh's own files.
 #[derive(Debug, Clone)]
 pub struct Stanza {
@@ -77,7 +88,7 @@ pub struct Stanza {
     pub port: u16,
     /// What it and its agents are known by.
     pub keys: HostKeys,
-    /// The workspaces that have their bare names too, and what their agents are known by.
+    /// The workspaces that are listed by name, and what their agents are known by.
     pub workspaces: BTreeMap<WorkspaceName, PublicKey>,
 }
 
@@ -94,24 +105,26 @@ impl Stanza {
             "#   ssh {RESERVED} workspace list     commands of the gateway\n\
              #   ssh my-project@{RESERVED}         a session in a workspace, relayed by the gateway\n\
              #   ssh my-project.{HOST_SUFFIX}         the same, encrypted from end to end\n\
-             Host {RESERVED}\n    HostName {host}\n    Port {port}\n    User {RESERVED}\n{keys}\n\
-             # {RESERVED} is the workspace's own user; another: ssh root@my-project.{HOST_SUFFIX}\n\
+             Host {RESERVED}\n    HostName {host}\n    Port {port}\n    User {RESERVED}\n{keys}\n"
+        );
+        if !self.workspaces.is_empty() {
+            text.push_str("# Your workspaces, for programs that list the hosts of this file\n");
+            for name in self.workspaces.keys() {
+                let _ = writeln!(text, "Host {name}.{HOST_SUFFIX}");
+            }
+            text.push('\n');
+        }
+        let _ = write!(
+            text,
+            "# {RESERVED} is the workspace's own user; another: ssh root@my-project.{HOST_SUFFIX}\n\
              Host *.{HOST_SUFFIX}\n    User {RESERVED}\n    ProxyJump {RESERVED}\n{keys}"
         );
-        if known_hosts.is_some() && !self.workspaces.is_empty() {
-            let names: Vec<&str> = self.workspaces.keys().map(WorkspaceName::as_str).collect();
-            let names = names.join(" ");
-            let _ = write!(
-                text,
-                "\n# ssh -J {RESERVED} WORKSPACE asks nothing either:\nHost {names}\n{keys}"
-            );
-        }
         text
     }
 
     /// Lines for ~/.ssh/known_hosts.
     #[must_use]
-    pub fn known_hosts(&self) -> String {
+    pub fn known_hosts(&self, names: Names) -> String {
         let Self {
             host, port, keys, ..
         } = self;
@@ -121,7 +134,8 @@ impl Stanza {
             format!("[{host}]:{port}")
         };
         let mut certified = format!("*.{HOST_SUFFIX}");
-        for name in self.workspaces.keys() {
+        let bare = names == Names::Bare;
+        for name in self.workspaces.keys().filter(|_| bare) {
             certified.push(',');
             certified.push_str(name.as_str());
         }
@@ -131,7 +145,10 @@ impl Stanza {
         );
         for (name, key) in &self.workspaces {
             // A line a name: Dropbear reads no lists.
-            let _ = write!(text, "{name} {key}\n{name}.{HOST_SUFFIX} {key}\n");
+            if bare {
+                let _ = writeln!(text, "{name} {key}");
+            }
+            let _ = writeln!(text, "{name}.{HOST_SUFFIX} {key}");
         }
         text
     }
@@ -152,7 +169,7 @@ impl SshConfig {
                 .map(|workspace| (workspace.name, workspace.host_key))
                 .collect(),
         };
-        let (config, known_hosts) = (stanza.config(None), stanza.known_hosts());
+        let (config, known_hosts) = (stanza.config(None), stanza.known_hosts(Names::Bare));
         let text = if self.known_hosts {
             known_hosts.clone()
         } else {
@@ -228,7 +245,7 @@ mod tests {
     #[test]
     fn the_ca_is_believed_for_its_own_names_only() {
         let stanza = stanza("dev.example.org", 2222, &["api", "web"]);
-        let text = stanza.known_hosts();
+        let text = stanza.known_hosts(Names::Bare);
         let lines: Vec<&str> = text.lines().collect();
         let [gateway, authority, agents @ ..] = lines.as_slice() else {
             panic!("{text}");
@@ -256,9 +273,9 @@ mod tests {
 
     #[test]
     fn the_usual_port_is_no_part_of_a_known_host() {
-        let text = stanza("::1", 22, &[]).known_hosts();
+        let text = stanza("::1", 22, &[]).known_hosts(Names::Suffixed);
         assert!(text.starts_with("::1 ssh-ed25519 "), "{text}");
-        let text = stanza("::1", 2222, &[]).known_hosts();
+        let text = stanza("::1", 2222, &[]).known_hosts(Names::Suffixed);
         assert!(text.starts_with("[::1]:2222 ssh-ed25519 "), "{text}");
     }
 
@@ -270,8 +287,34 @@ mod tests {
         let lines = text
             .lines()
             .filter(|line| line.trim() == "UserKnownHostsFile ~/.ssh/x ~/.ssh/known_hosts");
-        assert_eq!(lines.count(), 3, "{text}");
-        assert!(text.contains("\nHost api\n"), "{text}");
+        assert_eq!(lines.count(), 2, "{text}");
+    }
+
+    #[test]
+    fn a_workspace_is_listed_by_a_name_that_no_other_machine_has() {
+        let stanza = stanza("dev.example.org", 22, &["api", "web"]);
+        for text in [stanza.config(None), stanza.config(Some("~/.ssh/x"))] {
+            let hosts: Vec<_> = text
+                .lines()
+                .filter(|line| line.starts_with("Host "))
+                .collect();
+            let expected = ["vendetta", "api.vendetta", "web.vendetta", "*.vendetta"];
+            assert_eq!(hosts, expected.map(|host| format!("Host {host}")));
+        }
+        let text = stanza.known_hosts(Names::Suffixed);
+        let names: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.split("ssh-").next())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "dev.example.org ",
+                "@cert-authority *.vendetta ",
+                "api.vendetta ",
+                "web.vendetta "
+            ]
+        );
     }
 
     #[test]
