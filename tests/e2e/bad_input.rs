@@ -2,7 +2,10 @@
 //! changes nothing.
 
 use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use serde_json::Value;
 use vendetta_tests::{Finished, Gateway, TOOLS};
@@ -186,4 +189,37 @@ fn wrong_names_commands_and_keys_are_told() {
         .finish();
     assert_eq!(run.code(), 2, "{run}");
     gateway.control("workspace status ws").ok();
+}
+
+/// What an engine that speaks API `version` says to every question.
+fn engine_of(version: &str, socket: &Path) {
+    let listener = UnixListener::bind(socket).expect("a socket");
+    let body = format!(r#"{{"Version":"19.03","ApiVersion":"{version}","MinAPIVersion":"1.12"}}"#);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(&stream).lines();
+            while lines
+                .next()
+                .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
+            {}
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close";
+            let length = body.len();
+            // Whoever asked may be gone.
+            let _ = write!(&stream, "{head}\r\nContent-Length: {length}\r\n\r\n{body}");
+        }
+    });
+}
+
+#[test]
+fn an_engine_with_an_older_api_than_serves_is_told_and_what_to_install() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = dir.path().join("docker.sock");
+    engine_of("1.40", &socket);
+    let config = format!("[docker]\nsocket = \"{}\"\n", socket.display());
+    let gateway = Gateway::builder().config(&config).start();
+    gateway.create("ws", "provider: docker\ndocker: {image: x}\n");
+    let run = gateway.control("workspace up ws").finish().exits(5);
+    for word in ["1.40", "1.41", "20.10"] {
+        assert!(run.error_text().contains(word), "{run}");
+    }
 }

@@ -74,7 +74,8 @@ const QUESTIONS: &str = "echo $WORD; cat www/log; cat; umask; \
 const WHERE: &str = "hostname; pwd; id -un; echo $USER $LOGNAME $HOME";
 
 /// The variables of a session, which are the same everywhere.
-const VARIABLES: &str = "HOME LOGNAME PATH SHELL SSH_CLIENT SSH_CONNECTION USER VENDETTA_NODE";
+const VARIABLES: &str = "HOME LOGNAME PATH SHELL SSH_CLIENT SSH_CONNECTION USER \
+    VENDETTA_SERVICE_WEB_HOST_PORT VENDETTA_SERVICE_WEB_PORT VENDETTA_SERVICE_WEB_URL VENDETTA_WORKSPACE WORD";
 
 /// An answer to HTTP.
 fn get(address: SocketAddr) -> String {
@@ -126,8 +127,8 @@ fn a_day(place: Place<'_>) {
         told.replace(&expected, "")
     };
     let variables = said("up");
-    eprintln!("VARIABLES {variables}");
     if place.isolated {
+        assert_eq!(variables, VARIABLES);
         let told = gateway.exec("my-project", WHERE).ok().text();
         assert_eq!(told, "my-project\n/workspace\nroot\nroot root /root");
     }
@@ -218,6 +219,8 @@ fn as_designed(gateway: &Gateway, node: &Node, config: &str) {
         "ssh vendetta workspace create my-project --provider {provider} --remote node1 --config - < .vendetta/config.yaml"
     );
     shell.line(&create).ok();
+    // The host keys of its workspaces, by their bare names too.
+    let _ = Jumper::new(gateway.admin());
     let up = shell.line("ssh vendetta workspace up my-project").ok();
     assert!(up.text().contains("services ready"), "{up}");
     let typed = |line: &str| {

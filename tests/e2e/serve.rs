@@ -302,3 +302,23 @@ fn more_connections_than_allowed_are_refused_and_the_others_served() {
         gateway.control("whoami").finish().code() == 0
     });
 }
+
+#[test]
+fn a_log_in_json_is_a_value_a_line() {
+    let gateway = Gateway::builder()
+        .host()
+        .config("[log]\nformat = \"json\"\n")
+        .start();
+    gateway.create("box", "provider: host\n");
+    gateway.exec("box", "true").ok();
+    let log = gateway.log();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect();
+    for field in ["timestamp", "level", "target"] {
+        assert!(lines.iter().all(|line| line[field].is_string()), "{log}");
+    }
+    let has = |field: &str, value: &str| lines.iter().any(|line| line["fields"][field] == value);
+    assert!(has("workspace", "box") && has("user", "admin"), "{log}");
+}

@@ -15,10 +15,12 @@ use crate::users::User;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Variables of the agent's own environment that describe some other session,
-/// which matters when the agent is an ordinary process (provider `host`).
-const NOT_INHERITED: [&str; 21] = [
+/// which matters when the agent is an ordinary process (provider `host`), or that
+/// an engine sets for the first process alone.
+const NOT_INHERITED: [&str; 23] = [
     "DISPLAY",
     "HOME",
+    "HOSTNAME",
     "LOGNAME",
     "LS_COLORS",
     "MAIL",
@@ -38,6 +40,7 @@ const NOT_INHERITED: [&str; 21] = [
     "XAUTHORITY",
     "XDG_RUNTIME_DIR",
     "XDG_SESSION_ID",
+    "container",
 ];
 
 /// What a session is told of its connection: the far end is the gateway, not

@@ -3,6 +3,7 @@
 
 mod lab;
 mod libraries;
+mod mosh;
 mod openssh;
 mod programs;
 

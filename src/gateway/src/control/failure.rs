@@ -183,28 +183,12 @@ impl From<std::io::Error> for Failure {
 pub(super) fn store(context: impl Into<String>) -> impl FnOnce(StoreError) -> Failure {
     let context = context.into();
     move |error| {
-        let (kind, remedy) = match &error {
-            StoreError::NoUser(_) => (
-                ErrorKind::NotFound,
-                Some("ssh vendetta user list".to_owned()),
-            ),
-            StoreError::NoKey { user, .. } => (
-                ErrorKind::NotFound,
-                Some(format!("ssh vendetta key list --user {user}")),
-            ),
-            StoreError::KeyTaken { .. } => (
-                ErrorKind::Conflict,
-                Some("a key stands for one user; use another key".to_owned()),
-            ),
-            StoreError::NameTaken { .. } => {
-                (ErrorKind::Conflict, Some("choose another name".to_owned()))
-            }
-            other if other.exit_code() == 4 => (ErrorKind::Conflict, None),
-            _ => (
-                ErrorKind::Internal,
-                Some("the gateway's log says more".to_owned()),
-            ),
+        let kind = match error.exit_code() {
+            3 => ErrorKind::NotFound,
+            4 => ErrorKind::Conflict,
+            _ => ErrorKind::Internal,
         };
+        let remedy = error.remedy();
         // What the database says is for the operator, not for the client.
         let problem = if kind == ErrorKind::Internal {
             tracing::error!(%context, %error, "the store failed");

@@ -134,6 +134,20 @@ impl StoreError {
         }
     }
 
+    /// What to do about it, where the message does not say it.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        let remedy = match self {
+            Self::NoUser(_) => "ssh vendetta user list".to_owned(),
+            Self::NoKey { user, .. } => format!("ssh vendetta key list --user {user}"),
+            Self::KeyTaken { .. } => "a key stands for one user; use another key".to_owned(),
+            Self::NameTaken { .. } => "choose another name".to_owned(),
+            internal if internal.exit_code() == 70 => "the gateway's log says more".to_owned(),
+            _ => return None,
+        };
+        Some(remedy)
+    }
+
     /// Names the operation that an SQLite error belongs to.
     pub(super) fn during(self, operation: &'static str) -> Self {
         match self {

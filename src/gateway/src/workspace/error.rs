@@ -177,7 +177,10 @@ impl Explain for StoreError {
             4 => ErrorKind::Conflict,
             _ => ErrorKind::Internal,
         };
-        WorkspaceError::new(kind, context, self.to_string())
+        WorkspaceError {
+            remedy: self.remedy(),
+            ..WorkspaceError::new(kind, context, self.to_string())
+        }
     }
 }
 
