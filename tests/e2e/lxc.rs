@@ -156,6 +156,41 @@ fn a_workspace_lives_from_create_to_destroy_on_a_node_with_lxd() {
 }
 
 #[test]
+fn a_workspace_waits_for_its_own_engine_though_another_one_answers() {
+    let node = Node::builder().lxc(Lxc::Incus).lxc(Lxc::Lxd).start();
+    let mut gateway = Gateway::builder().operator_key(node.user_key()).start();
+    let line = format!("node add n1 dev@{}", node.address());
+    gateway.control(&line).ok();
+    let line = "workspace create p --provider lxc --image busybox --remote n1 --up";
+    gateway.control(line).ok();
+    gateway.exec("p", "echo kept >/workspace/file; sync").ok();
+    gateway.kill();
+    node.kill_lxc();
+    node.sh("rm /var/lib/incus/unix.socket").ok();
+    gateway.start();
+    for command in ["workspace up p", "workspace destroy p --yes"] {
+        let said = gateway.control(command).finish().exits(5);
+        assert!(
+            said.error_text().contains("systemctl start incus"),
+            "{said}"
+        );
+        if command.ends_with("up p") {
+            node.start_lxc();
+            gateway.control("workspace up p").ok();
+            let kept = gateway.exec("p", "cat /workspace/file").ok();
+            assert_eq!(kept.text(), "kept");
+            node.kill_lxc();
+        }
+    }
+    // A destroy is for good.
+    node.start_lxc();
+    eventually("nothing is left", || {
+        gateway.workspaces().is_empty()
+            && node.lxc(&["list", "--format=csv"]).ok().text().is_empty()
+    });
+}
+
+#[test]
 fn a_container_that_restarts_itself_comes_back_with_its_agent() {
     let gateway = Gateway::builder().lxc(Lxc::Incus).start();
     create(&gateway, "systemd");

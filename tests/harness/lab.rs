@@ -114,7 +114,7 @@ impl Drop for Lab {
 #[derive(Debug, Clone, Default)]
 pub struct NodeBuilder {
     args: Vec<String>,
-    lxc: Option<Lxc>,
+    lxc: Vec<Lxc>,
 }
 
 impl NodeBuilder {
@@ -130,11 +130,12 @@ impl NodeBuilder {
         self.option(&["docker"])
     }
 
-    /// With Incus or LXD, which has the image busybox. Without, the node has no program
-    /// of either.
+    /// With Incus or LXD, which has the image busybox; or with both, of which the first
+    /// asked for is the one that is meant by [`Node::lxc`] and others. Without, the node has
+    /// no program of either.
     #[must_use]
     pub fn lxc(mut self, engine: Lxc) -> Self {
-        self.lxc = Some(engine);
+        self.lxc.push(engine);
         self.option(&[engine.word()])
     }
 
@@ -249,7 +250,7 @@ pub struct Node {
     lab: Arc<Lab>,
     name: String,
     address: Ipv4Addr,
-    lxc: Option<Lxc>,
+    lxc: Vec<Lxc>,
 }
 
 impl Node {
@@ -330,8 +331,12 @@ impl Node {
     /// When it has neither.
     #[must_use]
     pub fn lxc(&self, args: &[&str]) -> Run {
-        let engine = self.lxc.expect("a node with Incus or LXD");
-        self.run(&[engine.client()]).args(args)
+        self.run(&[self.lxc_engine().client()]).args(args)
+    }
+
+    fn lxc_engine(&self) -> Lxc {
+        let engine = self.lxc.first();
+        *engine.expect("a node with Incus or LXD")
     }
 
     /// Names of the instances and volumes of its Incus or LXD with a label, sorted.
@@ -453,13 +458,25 @@ impl Node {
 
     /// Kills its Incus or LXD. Containers run on.
     pub fn kill_lxc(&self) {
-        let engine = self.lxc.expect("a node with Incus or LXD");
+        let engine = self.lxc_engine();
         self.order("service", &["kill", engine.word()]).ok();
+    }
+
+    /// Freezes its Incus or LXD: it takes connections and says nothing.
+    pub fn freeze_lxc(&self) {
+        let engine = self.lxc_engine();
+        self.order("service", &["stop", engine.word()]).ok();
+    }
+
+    /// Ends what [`Node::freeze_lxc`] did.
+    pub fn thaw_lxc(&self) {
+        let engine = self.lxc_engine();
+        self.order("service", &["cont", engine.word()]).ok();
     }
 
     /// Starts its Incus or LXD again.
     pub fn start_lxc(&self) {
-        let engine = self.lxc.expect("a node with Incus or LXD");
+        let engine = self.lxc_engine();
         self.order("service", &["start", engine.word()]).ok();
     }
 

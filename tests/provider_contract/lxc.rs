@@ -1,11 +1,8 @@
 //! What only Incus and LXD can do wrong.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio_util::task::TaskTracker;
-use vendetta::node::LocalNode;
-use vendetta::provider::{Environment, Lxc as LxcProvider, Placement, Provider, ProviderError};
+use vendetta::provider::{Environment, Placement, ProviderError};
 use vendetta::workspace::Progress;
 use vendetta_proto::spec::LxcConfig;
 use vendetta_tests::{Lxc, Node, PATIENCE, Run};
@@ -25,44 +22,6 @@ async fn refused(subject: &Subject, environment: &Environment) -> ProviderError 
     let context = subject.context();
     let created = subject.provider.create(environment, &context).await;
     created.unwrap_err()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_is_not_there_is_named_with_the_remedy() {
-    let dir = tempfile::tempdir().unwrap();
-    let node = Arc::new(LocalNode::new(dir.path().to_owned()));
-    let deaf = dir.path().join("unix.socket");
-    drop(std::os::unix::net::UnixListener::bind(&deaf).unwrap());
-    let tasks = TaskTracker::new();
-    let provider = LxcProvider::new(node, vec![deaf.clone()], "id".to_owned(), tasks);
-    let error = provider.probe().await.unwrap_err();
-    assert!(
-        matches!(error, ProviderError::Unavailable { .. }),
-        "{error}"
-    );
-    assert!(
-        error.to_string().contains(&deaf.display().to_string()),
-        "{error}"
-    );
-    assert!(error.remedy().unwrap().contains("start it"), "{error}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_without_an_engine_says_how_to_get_one_and_a_user_without_rights_how_to_get_them() {
-    let bare = Subject::lxc_on(Node::start());
-    let error = bare.provider.probe().await.unwrap_err();
-    assert!(
-        error.to_string().contains("neither Incus nor LXD"),
-        "{error}"
-    );
-    assert!(error.remedy().unwrap().contains("apt-get install incus"));
-    let node = Node::builder().lxc(Lxc::Incus).start();
-    node.sh("gpasswd --delete dev incus-admin").ok();
-    let denied = Subject::lxc_on(node);
-    let error = denied.provider.probe().await.unwrap_err();
-    assert!(error.to_string().contains("user dev may not"), "{error}");
-    let remedy = error.remedy().unwrap();
-    assert!(remedy.contains("usermod -aG incus-admin dev"), "{remedy}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,27 +48,113 @@ async fn an_image_that_cannot_be_had_is_an_error_and_leaves_nothing() {
     }
 }
 
+/// Fingerprint and server of the images that an engine fetched under an alias.
+fn fetched(subject: &Subject, alias: &str) -> Vec<(String, String)> {
+    let images = subject.machine.lxc(&["query", "/1.0/images?recursion=1"]);
+    let images = images.ok().json();
+    let images = images.as_array().expect("a list").iter();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    images
+        .filter(|image| image["update_source"]["alias"] == alias)
+        .map(|image| {
+            let server = &image["update_source"]["server"];
+            (text(&image["fingerprint"]), text(server))
+        })
+        .collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_fetched_from_its_server_with_progress() {
-    for engine in [Lxc::Incus, Lxc::Lxd] {
+async fn an_image_is_fetched_from_its_engine_s_own_server_with_progress() {
+    for (engine, server) in [
+        (Lxc::Incus, "https://images.linuxcontainers.org"),
+        (Lxc::Lxd, "https://images.lxd.canonical.com"),
+    ] {
         let subject = Subject::lxc(engine);
-        let environment = with_image(&subject, "images:debian/12");
+        let alias = "ubuntu/22.04";
+        // Of an earlier run.
+        for (fingerprint, _) in fetched(&subject, alias) {
+            let delete = ["image", "delete", &fingerprint];
+            subject.machine.lxc(&delete).ok();
+        }
+        let environment = with_image(&subject, &format!("images:{alias}"));
         subject.node.make_dir(&environment.run_dir).await.unwrap();
         let context = subject.context();
         let created = subject.provider.create(&environment, &context).await;
         created.unwrap();
         context.progress.end(Ok(()));
         let mut reports = context.progress.watch();
-        let mut steps = Vec::new();
+        let (mut steps, mut said) = (Vec::new(), Vec::new());
         while let Some(report) = reports.next().await {
-            if let Progress::Started { step } = report {
-                steps.push(step);
+            match report {
+                Progress::Started { step } => steps.push(step),
+                Progress::Message { text, .. } => said.push(text),
+                _ => {}
             }
         }
-        assert_eq!(steps, ["create container from images:debian/12"]);
+        assert_eq!(steps, ["create container from images:ubuntu/22.04"]);
+        assert!(said.iter().any(|text| text.contains('%')), "{said:?}");
+        let fetched = fetched(&subject, alias);
+        assert!(
+            matches!(&fetched[..], [(_, from)] if from == server),
+            "{fetched:?}"
+        );
         let placement = subject.up(&environment).await;
         assert_eq!(subject.says(&placement, "echo hi"), "hi");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_the_engine_has_is_named_by_its_alias_or_its_fingerprint() {
+    for engine in [Lxc::Incus, Lxc::Lxd] {
+        let subject = Subject::lxc(engine);
+        let alias = ["query", "/1.0/images/aliases/busybox"];
+        let alias = subject.machine.lxc(&alias).ok().json();
+        let fingerprint = alias["target"].as_str().expect("a fingerprint");
+        for image in ["local:busybox", fingerprint, &fingerprint[..12]] {
+            let environment = with_image(&subject, image);
+            subject.create(&environment).await;
+            let name = subject.instance(&environment);
+            let made_of = ["config", "get", &name, "volatile.base_image"];
+            let made_of = subject.machine.lxc(&made_of).ok().text();
+            assert_eq!(made_of, fingerprint, "{image}");
+            subject.provider.destroy(&environment.id).await.unwrap();
+        }
+    }
+}
+
+/// The default profile is the operator's, who may change it at any time.
+async fn a_profile_that_changes(engine: Lxc) {
+    let subject = Subject::lxc_on(Node::builder().lxc(engine).start());
+    let mut environment = subject.environment();
+    let placement = subject.up(&environment).await;
+    subject.says(&placement, "echo kept >file; sync");
+    let name = subject.instance(&environment);
+    for change in [
+        // No engine takes a root disk's pool away from an instance.
+        &["delete", "--force", &name][..],
+        &["storage", "create", "other", "dir"],
+        &["profile", "device", "set", "default", "root", "pool=other"],
+        &["profile", "set", "default", "security.privileged=true"],
+    ] {
+        subject.machine.lxc(change).ok();
+    }
+    environment.generation = 2;
+    let placement = subject.up(&environment).await;
+    assert_eq!(subject.says(&placement, "cat file"), "kept");
+    let outside = subject.says(&placement, "awk '$1 == 0 {print $2}' /proc/self/uid_map");
+    assert_ne!(outside, "0", "it is unprivileged");
+    subject.provider.destroy(&environment.id).await.unwrap();
+    assert!(subject.leftovers(&environment.id).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_that_changes_moves_no_disk_and_gives_no_rights_on_incus() {
+    a_profile_that_changes(Lxc::Incus).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_that_changes_moves_no_disk_and_gives_no_rights_on_lxd() {
+    a_profile_that_changes(Lxc::Lxd).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +235,7 @@ async fn limits_name_and_user_reach_the_container_which_is_unprivileged() {
 }
 
 /// Start time of the container's first process and pid of the agent.
-fn incarnation(subject: &Subject, placement: &Placement) -> String {
+pub fn incarnation(subject: &Subject, placement: &Placement) -> String {
     subject.says(placement, "cut -d' ' -f22 /proc/1/stat; echo $PPID")
 }
 
@@ -258,30 +303,3 @@ macro_rules! inits {
 }
 
 inits!(busybox, systemd, sysvinit, openrc);
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_environment_outlives_its_engine_and_starts_again_after_its_node_lost_power() {
-    let node = Node::builder().lxc(Lxc::Incus).start();
-    let subject = Subject::lxc_on(node);
-    let environment = subject.environment();
-    let placement = subject.up(&environment).await;
-    let before = incarnation(&subject, &placement);
-    let node = subject.machine.node();
-    node.kill_lxc();
-    assert_eq!(incarnation(&subject, &placement), before);
-    let error = subject.provider.inspect(&environment.id).await.unwrap_err();
-    assert!(error.to_string().contains("listens at"), "{error}");
-    node.start_lxc();
-    subject.provider.start(&environment).await.unwrap();
-    assert_eq!(incarnation(&subject, &placement), before);
-    subject.says(&placement, "echo kept >file; sync");
-    node.power_off();
-    node.power_on();
-    let began = Instant::now();
-    while let Err(error) = subject.provider.probe().await {
-        assert!(began.elapsed() < PATIENCE, "{error}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let placement = subject.up(&environment).await;
-    assert_eq!(subject.says(&placement, "cat file"), "kept");
-}

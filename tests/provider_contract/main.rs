@@ -7,6 +7,7 @@
 
 mod docker;
 mod lxc;
+mod lxc_engines;
 mod machine;
 mod qemu;
 mod scenarios;

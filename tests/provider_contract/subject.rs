@@ -188,6 +188,16 @@ impl Subject {
         )
     }
 
+    /// Incus or LXD as another process of the same gateway would find it at `sockets`.
+    pub fn lxc_heir(&self, sockets: &[&str]) -> LxcProvider {
+        LxcProvider::new(
+            Arc::clone(&self.node),
+            sockets.iter().map(PathBuf::from).collect(),
+            self.gateway_id.clone(),
+            self.life.tasks.clone(),
+        )
+    }
+
     /// An environment that may be made.
     pub fn environment(&self) -> Environment {
         let id = WorkspaceId::random();

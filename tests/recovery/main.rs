@@ -20,7 +20,7 @@ use vendetta::workspace::{
 };
 use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{BUSYBOX, Engine, Gateway, Node, PATIENCE, Run, Seeded, full};
+use vendetta_tests::{BUSYBOX, Engine, Gateway, Lxc, LxcEngine, Node, PATIENCE, Run, Seeded, full};
 
 /// Says what a child does: directory, engine's socket, provider, node and requests.
 const ROLE: &str = "VENDETTA_RECOVERY_ROLE";
@@ -36,7 +36,7 @@ struct Core {
 }
 
 impl Core {
-    async fn start(dir: &Path, socket: &Path) -> Self {
+    async fn start(dir: &Path, docker: &Path, lxc: &Path) -> Self {
         let state = dir.join("state");
         let store = Store::open(&state.join("vendetta.db")).unwrap();
         if store.users().is_empty() {
@@ -48,7 +48,7 @@ impl Core {
         let key = |name: &str| PrivateKey::load_or_generate(&state.join(name), name).unwrap();
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let workspaces = Workspaces::start(Settings {
-            lxc_socket: Some(state.join("no-lxc.sock")),
+            lxc_socket: Some(lxc.to_owned()),
             store: store.clone(),
             host_ca: key("host_ca"),
             agent_key: key("agent_key"),
@@ -57,7 +57,7 @@ impl Core {
                 .parent()
                 .map(Path::to_owned),
             state_dir: state.clone(),
-            docker_socket: socket.to_owned(),
+            docker_socket: docker.to_owned(),
             qemu: Default::default(),
             allow_host: true,
             ports: PortSettings {
@@ -88,7 +88,11 @@ impl Core {
         let overrides = Overrides {
             provider: Some(provider),
             remote: node.map(|name| name.parse().unwrap()),
-            image: (provider == ProviderKind::Docker).then(|| BUSYBOX.to_owned()),
+            image: match provider {
+                ProviderKind::Docker => Some(BUSYBOX.to_owned()),
+                ProviderKind::Lxc => Some("busybox".to_owned()),
+                _ => None,
+            },
             ..Overrides::default()
         };
         let name = Some(NAME.parse().unwrap());
@@ -161,10 +165,11 @@ fn alice() -> Principal {
     }
 }
 
-/// Directory and engine of one test, and where its workspace is.
+/// Directory and engines of one test, and where its workspace is.
 struct Place {
     dir: tempfile::TempDir,
-    engine: Arc<Engine>,
+    engine: Option<Arc<Engine>>,
+    lxc: Option<Arc<LxcEngine>>,
     provider: ProviderKind,
     /// None: the gateway's own machine.
     node: Option<Node>,
@@ -178,10 +183,29 @@ impl Place {
             .unwrap();
         Self {
             dir,
-            engine: Engine::shared(),
+            engine: (provider == ProviderKind::Docker).then(Engine::shared),
+            lxc: None,
             provider,
             node: None,
         }
+    }
+
+    fn lxc(engine: Lxc) -> Self {
+        let mut place = Self::new(ProviderKind::Lxc);
+        place.lxc = Some(LxcEngine::shared(engine));
+        place
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_deref().expect("a place with Docker")
+    }
+
+    /// Sockets of Docker and of Incus or LXD, or of nobody.
+    fn sockets(&self) -> [PathBuf; 2] {
+        let nobody = || self.dir.path().join("nobody.sock");
+        let docker = self.engine.as_ref().map(|engine| engine.socket());
+        let lxc = self.lxc.as_ref().map(|engine| engine.socket());
+        [docker, lxc].map(|socket| socket.unwrap_or_else(nobody))
     }
 
     /// With a node that was added before, reached as a user who is not root.
@@ -213,7 +237,8 @@ impl Place {
     }
 
     async fn core(&self) -> Core {
-        Core::start(self.dir.path(), &self.engine.socket()).await
+        let [docker, lxc] = self.sockets();
+        Core::start(self.dir.path(), &docker, &lxc).await
     }
 
     async fn create(&self, core: &Core) {
@@ -223,9 +248,11 @@ impl Place {
 
     /// A process that makes the workspace if need be and does `requests`.
     fn child(&self, requests: &str) -> Child {
+        let [docker, lxc] = self.sockets();
         let role = [
             self.dir.path().display().to_string(),
-            self.engine.socket().display().to_string(),
+            docker.display().to_string(),
+            lxc.display().to_string(),
             self.provider.to_string(),
             self.node
                 .as_ref()
@@ -252,10 +279,13 @@ impl Place {
         let id = self.gateway_id();
         let label = format!("vendetta.gateway={id}");
         let (mut found, workspaces) = match &self.node {
-            None => (
-                self.engine.labelled(&label),
-                self.dir.path().join("state/w"),
-            ),
+            None => {
+                let docker = self.engine.as_ref().map(|engine| engine.labelled(&label));
+                let lxc = self.lxc.as_ref();
+                let lxc = lxc.map(|engine| engine.labelled(LXC_LABEL, &id));
+                let found = docker.or(lxc).unwrap_or_default();
+                (found, self.dir.path().join("state/w"))
+            }
             Some(node) if self.provider == ProviderKind::Docker => {
                 (node.labelled(&label), on_node(&id))
             }
@@ -277,6 +307,9 @@ impl Place {
     }
 }
 
+/// What instances and volumes of Incus and LXD carry the gateway's id as.
+const LXC_LABEL: &str = "user.vendetta.gateway";
+
 /// Home of the user as whom the node is reached.
 const HOME: &str = "/home/dev";
 
@@ -288,8 +321,12 @@ fn on_node(id: &str) -> PathBuf {
 impl Drop for Place {
     fn drop(&mut self) {
         let id = self.gateway_id();
-        self.engine
-            .remove_labelled(&format!("vendetta.gateway={id}"));
+        if let Some(engine) = &self.engine {
+            engine.remove_labelled(&format!("vendetta.gateway={id}"));
+        }
+        if let Some(engine) = &self.lxc {
+            engine.remove_labelled(LXC_LABEL, &id);
+        }
     }
 }
 
@@ -301,13 +338,15 @@ async fn a_gateway_to_be_killed() {
     };
     let mut words = role.split('\n').map(str::to_owned);
     let dir = PathBuf::from(words.next().unwrap());
-    let socket = PathBuf::from(words.next().unwrap());
+    let [docker, lxc] = [(); 2].map(|()| PathBuf::from(words.next().unwrap()));
     let provider = match words.next().unwrap().as_str() {
         "docker" => ProviderKind::Docker,
-        _ => ProviderKind::Host,
+        "lxc" => ProviderKind::Lxc,
+        "host" => ProviderKind::Host,
+        other => panic!("{other}"),
     };
     let node = words.next().filter(|name| !name.is_empty());
-    let core = Core::start(&dir, &socket).await;
+    let core = Core::start(&dir, &docker, &lxc).await;
     if core.find().is_none() {
         core.create_on(provider, node.as_deref()).await;
     }
@@ -372,12 +411,11 @@ async fn killed_at_random(place: Place, times: u64) {
         }
         core.done("up").await;
         assert_eq!(core.phase(), Phase::Running, "{told}");
-        // One container and one volume, or one directory and one process.
         let resources = place.resources();
-        let expected = if place.provider == ProviderKind::Docker {
-            3
-        } else {
-            2
+        // One container or instance and one volume, beside the directory; or one process.
+        let expected = match place.provider {
+            ProviderKind::Docker | ProviderKind::Lxc => 3,
+            _ => 2,
         };
         assert_eq!(resources.len(), expected, "{told}: {resources:?}");
         core.stop().await;
@@ -398,6 +436,18 @@ async fn killed_at_random_points_a_docker_workspace_is_neither_lost_nor_left_beh
 async fn killed_at_random_points_a_host_workspace_is_neither_lost_nor_left_behind() {
     let place = Place::new(ProviderKind::Host);
     killed_at_random(place, if full() { 100 } else { 20 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_random_points_nothing_is_lost_or_left_behind_in_a_container_of_incus() {
+    let place = Place::lxc(Lxc::Incus);
+    killed_at_random(place, if full() { 50 } else { 8 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_random_points_nothing_is_lost_or_left_behind_in_a_container_of_lxd() {
+    let place = Place::lxc(Lxc::Lxd);
+    killed_at_random(place, if full() { 50 } else { 8 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -458,7 +508,7 @@ async fn connecting_brings_up_what_is_not_down_on_purpose() {
     };
     // Ended by itself: noticed, told, started again as another boot.
     let name = format!("vendetta-{NAME}-{}", first.id);
-    place.engine.docker(&["kill", &name]).ok();
+    place.engine().docker(&["kill", &name]).ok();
     core.phase_becomes(Phase::Stopped).await;
     let note = core.workspaces.status(&workspace).unwrap().note.unwrap();
     assert!(note.contains("137"), "{note}");
@@ -508,7 +558,7 @@ async fn a_down_during_an_up_wins_and_the_up_is_told() {
 async fn an_engine_that_is_away_is_an_error_with_a_remedy_and_changes_nothing() {
     let place = Place::new(ProviderKind::Docker);
     let nowhere = place.dir.path().join("docker.sock");
-    let core = Core::start(place.dir.path(), &nowhere).await;
+    let core = Core::start(place.dir.path(), &nowhere, &nowhere).await;
     core.create(ProviderKind::Docker).await;
     let error = core.ask("up").await.outcome().await.unwrap_err();
     assert_eq!(error.exit_code(), 5, "{error}");

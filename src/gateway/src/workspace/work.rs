@@ -50,6 +50,10 @@ const MAX_READY_POLL: Duration = Duration::from_millis(500);
 /// How long the down hook, and then the services, may hold a stop up.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(120);
 
+/// How long a start that is no longer wanted may take to end: one that is cut off may still
+/// take effect, one that hangs must not keep what is wanted now.
+const START_GRACE: Duration = Duration::from_secs(10);
+
 /// The word by which an agent remembers that the up hook has run.
 const UP_HOOK_RAN: &str = "hook up";
 
@@ -245,10 +249,15 @@ async fn start_environment(
         .map_err(|error| error.explain(&about))?;
     let step = context.progress.step("start");
     let started = async {
-        provider
-            .start(&environment)
-            .await
-            .map_err(|error| error.explain(&about))?;
+        let given_up = async {
+            context.cancel.cancelled().await;
+            sleep(START_GRACE).await;
+        };
+        let started = tokio::select! {
+            started = provider.start(&environment) => started,
+            () = given_up => Err(ProviderError::Cancelled),
+        };
+        started.map_err(|error| error.explain(&about))?;
         ready(node.as_ref(), provider.as_ref(), entry, &placement, context).await
     };
     step.end(started.await)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::HOST;
@@ -12,13 +12,14 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use vendetta_proto::spec::ProviderKind;
 
 use super::super::ProviderError;
-use super::unusable::look;
-use crate::node::{ByteStream, NodeError, NodeTransport};
+use super::choice::Choice;
+use crate::node::NodeTransport;
 
 /// Time limit of a call that does not wait for anything.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -73,6 +74,13 @@ impl Trouble {
     }
 }
 
+/// What an engine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Software {
+    Incus,
+    Lxd,
+}
+
 /// What every answer of the API is in.
 #[derive(Debug, Deserialize)]
 struct Answer {
@@ -97,65 +105,57 @@ pub(super) enum Answered {
     Later(String),
 }
 
+/// What was chosen of a node's engines ([`super::choice`]).
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    now: RwLock<Option<Choice>>,
+    /// Held by whoever chooses.
+    pub change: Mutex<()>,
+}
+
+impl Chosen {
+    pub(super) fn get(&self) -> Option<Choice> {
+        let now = self.now.read();
+        now.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set(&self, choice: Choice) {
+        let now = self.now.write();
+        *now.unwrap_or_else(PoisonError::into_inner) = Some(choice);
+    }
+}
+
 /// An engine of a node: every call opens a stream of its own, so that one that fails
 /// or hangs does not touch another.
 #[derive(Debug)]
 pub(super) struct Engine {
-    node: Arc<dyn NodeTransport>,
+    pub(super) node: Arc<dyn NodeTransport>,
     /// Where one may listen, the preferred first.
-    sockets: Vec<PathBuf>,
-    tracker: TaskTracker,
-    /// Where one did.
-    found: RwLock<Option<PathBuf>>,
+    pub(super) sockets: Vec<PathBuf>,
+    /// The label of all that is ours.
+    pub(super) gateway_id: String,
+    pub(super) tracker: TaskTracker,
+    pub(super) choice: Chosen,
 }
 
 impl Engine {
     pub(super) fn new(
         node: Arc<dyn NodeTransport>,
         sockets: Vec<PathBuf>,
+        gateway_id: String,
         tracker: TaskTracker,
     ) -> Self {
         Self {
             node,
             sockets,
+            gateway_id,
             tracker,
-            found: RwLock::default(),
+            choice: Chosen::default(),
         }
     }
 
     pub(super) fn node(&self) -> &Arc<dyn NodeTransport> {
         &self.node
-    }
-
-    /// Connects to the engine that answered last, or to the first that does.
-    pub(super) async fn open(&self) -> Result<Box<dyn ByteStream>, ProviderError> {
-        if let Some(socket) = self.known() {
-            match self.node.open_unix(&socket).await {
-                Ok(stream) => return Ok(stream),
-                // Only what tells of the socket is a reason to look for another one.
-                Err(error @ NodeError::Io { .. }) => tracing::debug!(%error, "engine"),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let looked = look(self.node.as_ref(), &self.sockets).await?;
-        for socket in &looked.usable {
-            match self.node.open_unix(socket).await {
-                Ok(stream) => {
-                    *self.found.write().unwrap_or_else(PoisonError::into_inner) =
-                        Some(socket.clone());
-                    return Ok(stream);
-                }
-                Err(error @ NodeError::Io { .. }) => tracing::debug!(%error, "engine"),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let (problem, remedy) = looked.explain(&self.node.name());
-        Err(self.unavailable(problem, Some(remedy)))
-    }
-
-    fn known(&self) -> Option<PathBuf> {
-        let found = self.found.read();
-        found.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks for something and reads the answer, for up to `limit`.
@@ -170,14 +170,24 @@ impl Engine {
         let mut request = Request::new(Full::new(body.unwrap_or_default()));
         *request.method_mut() = method;
         let reply = async {
-            let response = self.send(path, request).await?;
+            let response = self.exchange(path, request).await?;
             self.answer(response).await
         };
-        match timeout(limit, reply).await {
-            Ok(answered) => answered,
-            Err(_) => Err(self
-                .unavailable(format!("no answer within {} s", limit.as_secs()), None)
-                .into()),
+        self.within(limit, reply).await
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
+        match timeout(limit, work).await {
+            Ok(result) => result,
+            Err(_) => {
+                let problem = format!("no answer within {} s", limit.as_secs());
+                let remedy = "see on the node what the engine does, or start it again".to_owned();
+                Err(self.unavailable(problem, Some(remedy)).into())
+            }
         }
     }
 
@@ -194,6 +204,17 @@ impl Engine {
         }
     }
 
+    /// What the engine is. One of neither name is of Incus's kin.
+    pub(super) async fn software(&self) -> Result<Software, ProviderError> {
+        let server = self.get("/1.0").await;
+        let server = server.map_err(|trouble| self.failed("ask what it is", trouble))?;
+        let name = server.get("environment").and_then(|all| all.get("server"));
+        Ok(match name.and_then(Value::as_str) {
+            Some("lxd") => Software::Lxd,
+            _ => Software::Incus,
+        })
+    }
+
     /// Has something done.
     pub(super) async fn order(
         &self,
@@ -204,9 +225,18 @@ impl Engine {
         self.ask(method, path, body, LIMIT).await
     }
 
+    /// Sends a request, and waits until its answer begins.
+    pub(super) async fn send(
+        &self,
+        path: &str,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, Trouble> {
+        self.within(LIMIT, self.exchange(path, request)).await
+    }
+
     /// Sends a request over a new stream of the node. The connection is driven by a task
     /// that ends with the answer's body.
-    pub(super) async fn send(
+    async fn exchange(
         &self,
         path: &str,
         mut request: Request<Full<Bytes>>,
@@ -251,15 +281,21 @@ impl Engine {
         }
     }
 
-    /// The whole of a body that is no longer than `most`.
+    /// The whole of a body that is no longer than `most`, as long as it goes on coming.
     pub(super) async fn bytes(
         &self,
         response: Response<Incoming>,
         most: usize,
     ) -> Result<Bytes, Trouble> {
-        let body = Limited::new(response.into_body(), most).collect().await;
-        let body = body.map_err(|error| self.unavailable(error.to_string(), None))?;
-        Ok(body.to_bytes())
+        let mut body = Limited::new(response.into_body(), most);
+        let mut bytes = BytesMut::new();
+        while let Some(frame) = self.within(LIMIT, async { Ok(body.frame().await) }).await? {
+            let frame = frame.map_err(|error| self.unavailable(error.to_string(), None))?;
+            if let Ok(data) = frame.into_data() {
+                bytes.extend_from_slice(&data);
+            }
+        }
+        Ok(bytes.freeze())
     }
 
     /// Reads what an answer that is an error says.

@@ -2,16 +2,48 @@
 
 use std::fmt;
 
+use super::engine::Software;
+
 /// Longest reference that is taken.
 const MAX_LENGTH: usize = 255;
 
-/// Image servers that every client of Incus or LXD knows by these names, and where
-/// they are. All speak simplestreams.
-const REMOTES: [(&str, &str); 4] = [
-    ("images", "https://images.linuxcontainers.org"),
-    ("ubuntu", "https://cloud-images.ubuntu.com/releases"),
-    ("ubuntu-daily", "https://cloud-images.ubuntu.com/daily"),
-    (
+/// An image server, by the name that clients of Incus and LXD know it by. All speak
+/// simplestreams.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Remote {
+    name: &'static str,
+    incus: &'static str,
+    lxd: &'static str,
+}
+
+impl Remote {
+    /// Where it is for an engine: each has its own server of what is called `images`,
+    /// which does not serve the other.
+    pub(super) fn server(&self, engine: Software) -> &'static str {
+        match engine {
+            Software::Incus => self.incus,
+            Software::Lxd => self.lxd,
+        }
+    }
+
+    const fn same(name: &'static str, server: &'static str) -> Self {
+        Self {
+            name,
+            incus: server,
+            lxd: server,
+        }
+    }
+}
+
+static REMOTES: [Remote; 4] = [
+    Remote {
+        name: "images",
+        incus: "https://images.linuxcontainers.org",
+        lxd: "https://images.lxd.canonical.com",
+    },
+    Remote::same("ubuntu", "https://cloud-images.ubuntu.com/releases"),
+    Remote::same("ubuntu-daily", "https://cloud-images.ubuntu.com/daily"),
+    Remote::same(
         "ubuntu-minimal",
         "https://cloud-images.ubuntu.com/minimal/releases",
     ),
@@ -21,7 +53,7 @@ const REMOTES: [(&str, &str); 4] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LxcImage {
     /// The server that the engine is to fetch it from; none: the engine has it.
-    server: Option<&'static str>,
+    remote: Option<&'static Remote>,
     /// Alias, or the beginning of a fingerprint.
     name: String,
     text: String,
@@ -62,12 +94,12 @@ impl LxcImage {
             Some((remote, name)) => (Some(remote), name),
             None => (None, reference),
         };
-        let server = match remote {
+        let remote = match remote {
             None | Some("local") => None,
-            Some(remote) => match REMOTES.iter().find(|(known, _)| *known == remote) {
-                Some((_, server)) => Some(*server),
+            Some(remote) => match REMOTES.iter().find(|known| known.name == remote) {
+                Some(known) => Some(known),
                 None => {
-                    let known = REMOTES.map(|(known, _)| format!("{known}:"));
+                    let known = REMOTES.each_ref().map(|known| format!("{}:", known.name));
                     return refuse(format!(
                         "there is no image server {remote:?}; there are {} and local:",
                         known.join(", ")
@@ -85,15 +117,15 @@ impl LxcImage {
             );
         }
         Ok(Self {
-            server,
+            remote,
             name: name.to_owned(),
             text: reference.to_owned(),
         })
     }
 
     /// The server that the engine is to fetch it from; none: the engine has it, or nobody.
-    pub(super) fn server(&self) -> Option<&'static str> {
-        self.server
+    pub(super) fn remote(&self) -> Option<&'static Remote> {
+        self.remote
     }
 
     /// Alias, or the beginning of a fingerprint.
@@ -122,12 +154,17 @@ mod tests {
     #[test]
     fn remotes_are_those_of_the_engines_own_clients() {
         let image = LxcImage::parse("images:debian/12/cloud").unwrap();
-        assert_eq!(image.server(), Some("https://images.linuxcontainers.org"));
+        let server = |engine| image.remote().unwrap().server(engine);
+        assert_eq!(
+            server(Software::Incus),
+            "https://images.linuxcontainers.org"
+        );
+        assert_eq!(server(Software::Lxd), "https://images.lxd.canonical.com");
         assert_eq!(image.name(), "debian/12/cloud");
         assert_eq!(image.to_string(), "images:debian/12/cloud");
-        assert!(LxcImage::parse("ubuntu:24.04").unwrap().server().is_some());
+        assert!(LxcImage::parse("ubuntu:24.04").unwrap().remote().is_some());
         for own in ["dev", "local:dev", "team/dev_1.2+x"] {
-            assert_eq!(LxcImage::parse(own).unwrap().server(), None, "{own}");
+            assert_eq!(LxcImage::parse(own).unwrap().remote(), None, "{own}");
         }
     }
 

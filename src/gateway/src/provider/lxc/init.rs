@@ -105,7 +105,7 @@ const OPENRC_HALT: &str = "lxc.signal.halt = SIGTERM";
 /// Puts all that starts the agent into an instance that does not run yet. Returns what
 /// liblxc has to know of its init (lxc.container.conf(5)), if anything.
 pub(super) async fn install(
-    files: Files<'_>,
+    files: &Files,
     hostname: &str,
 ) -> Result<Option<&'static str>, InitError> {
     let init = recognize(files).await?;
@@ -142,7 +142,7 @@ pub(super) async fn install(
 }
 
 /// Follows `/sbin/init` to its end.
-async fn recognize(files: Files<'_>) -> Result<Init, InitError> {
+async fn recognize(files: &Files) -> Result<Init, InitError> {
     let mut path = "/sbin/init".to_owned();
     for _ in 0..MAX_LINKS {
         match files.read(&path).await? {

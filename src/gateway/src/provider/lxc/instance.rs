@@ -92,7 +92,7 @@ pub(super) fn workspace_of_volume(volume: &Value, gateway: &str) -> Option<Works
     WorkspaceId::parse(label(WORKSPACE)?)
 }
 
-/// Where an instance and its volume go.
+/// Where a new instance goes, and its volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ground {
     /// The storage pool.
@@ -108,8 +108,8 @@ pub(super) struct Owner {
     pub gid: u32,
 }
 
-/// The order for an instance: a system container, unprivileged as the engine's default
-/// has it.
+/// The order for an instance: a system container, unprivileged whatever the default profile
+/// says.
 ///
 /// The agent's executable is the node's own, seen through a mount, so nothing is sent;
 /// the engine listens for us on the node and connects inside, so that an environment
@@ -119,6 +119,7 @@ pub(super) fn order(
     gateway: &str,
     source: &Source,
     ground: &Ground,
+    volume_pool: &str,
     owner: Owner,
 ) -> Value {
     let resources = &environment.config.resources;
@@ -127,6 +128,7 @@ pub(super) fn order(
     set(GATEWAY, gateway.to_owned());
     set(WORKSPACE, environment.id.to_string());
     set(GENERATION, environment.generation.to_string());
+    set("security.privileged", "false".to_owned());
     // What runs after a reboot is for the gateway to say.
     set("boot.autostart", "false".to_owned());
     if let Some(cores) = resources.cpu {
@@ -145,7 +147,7 @@ pub(super) fn order(
         },
         "vendetta-workspace": {
             "type": "disk",
-            "pool": ground.pool,
+            "pool": volume_pool,
             "source": volume_name(&environment.id),
             "path": environment.workspace_folder(),
         },
@@ -207,8 +209,12 @@ pub(super) enum Source {
 }
 
 impl Source {
-    pub(super) fn of(image: &LxcImage, fingerprint: Option<String>) -> Option<Self> {
-        match (image.server(), fingerprint) {
+    pub(super) fn of(
+        image: &LxcImage,
+        server: Option<&'static str>,
+        fingerprint: Option<String>,
+    ) -> Option<Self> {
+        match (server, fingerprint) {
             (Some(server), _) => Some(Self::Server {
                 server,
                 alias: image.name().to_owned(),

@@ -85,7 +85,7 @@ impl Lxc {
         if let Some(config) = config {
             let files = Files::of(&self.engine, name);
             files
-                .put(&format!("{DIR}/agent.json"), "0600", config)
+                .replace(&format!("{DIR}/agent.json"), "0600", config)
                 .await?;
         }
         let order = json!({"action": "start", "timeout": 60});

@@ -86,7 +86,7 @@ impl Lxc {
     async fn runs(&self, name: &str) -> Result<bool, ProviderError> {
         match self.engine.get(&format!("/1.0/instances/{name}")).await {
             Ok(value) => {
-                let found = Instance::read(&value, &self.gateway_id);
+                let found = Instance::read(&value, &self.engine.gateway_id);
                 Ok(found.is_some_and(|instance| instance.running))
             }
             Err(trouble) if trouble.is_absent() => Ok(false),

@@ -1,4 +1,5 @@
-//! System containers of Incus or LXD, which share a REST API; whichever answers serves.
+//! System containers of Incus or LXD, which share a REST API; whichever answers first
+//! serves, and then no other.
 //!
 //! ```text
 //!   POST instances ──▶ incomplete ── what starts the agent is in it ──▶ complete
@@ -17,6 +18,7 @@
 //! changes an instance first waits until nothing goes on with it, and one call at a time
 //! works on a workspace.
 
+mod choice;
 mod engine;
 mod events;
 mod files;
@@ -24,6 +26,7 @@ mod image;
 mod init;
 mod instance;
 mod life;
+mod listing;
 mod log;
 mod operation;
 mod resources;
@@ -84,13 +87,13 @@ const LAST_LINES: u32 = 20;
 #[derive(Debug, Clone)]
 pub struct Lxc {
     engine: Arc<Engine>,
-    gateway_id: String,
     /// Held by whoever changes a workspace.
     locks: Arc<Mutex<HashMap<WorkspaceId, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 impl Lxc {
-    /// The first engine that answers at `sockets` of `node`, for the gateway of this id.
+    /// The engine at one of `sockets` of `node` that has what the gateway of this id made,
+    /// else the first that answers.
     #[must_use]
     pub fn new(
         node: Arc<dyn NodeTransport>,
@@ -99,8 +102,7 @@ impl Lxc {
         tracker: TaskTracker,
     ) -> Self {
         Self {
-            engine: Arc::new(Engine::new(node, sockets, tracker)),
-            gateway_id,
+            engine: Arc::new(Engine::new(node, sockets, gateway_id, tracker)),
             locks: Arc::default(),
         }
     }
@@ -260,9 +262,9 @@ impl Provider for Lxc {
         for instance in self.of(id).await? {
             self.remove(&instance.name).await?;
         }
-        for (workspace, path) in self.volumes().await? {
-            if workspace == *id {
-                self.remove_volume(&path).await?;
+        for volume in self.engine.volumes().await? {
+            if volume.workspace == *id {
+                self.remove_volume(&volume.path()).await?;
             }
         }
         let node = self.engine.node();
@@ -282,8 +284,9 @@ impl Provider for Lxc {
     }
 
     async fn list(&self) -> Result<Vec<WorkspaceId>, ProviderError> {
-        let instances = self.instances().await?.into_iter();
-        let volumes = self.volumes().await?.into_iter().map(|(id, _)| id);
+        let instances = self.engine.instances().await?.into_iter();
+        let volumes = self.engine.volumes().await?.into_iter();
+        let volumes = volumes.map(|volume| volume.workspace);
         let found = instances.map(|instance| instance.workspace).chain(volumes);
         let mut found: Vec<_> = found.collect();
         found.sort();
@@ -305,7 +308,7 @@ impl Provider for Lxc {
     ) -> Result<BoxStream<'static, Result<WorkspaceId, ProviderError>>, ProviderError> {
         // In this order: what is made in between is told.
         let names = events::names(&self.engine).await?;
-        let ours = self.instances().await?.into_iter();
+        let ours = self.engine.instances().await?.into_iter();
         let ours: HashSet<_> = ours.map(|instance| instance.name).collect();
         let state = (names, self.clone(), ours);
         let changed = stream::unfold(state, |(mut names, lxc, mut ours)| async move {
@@ -330,7 +333,7 @@ impl Lxc {
         let id = instance::workspace_of(name)?;
         match self.engine.get(&format!("/1.0/instances/{name}")).await {
             Ok(value) => {
-                Instance::read(&value, &self.gateway_id)?;
+                Instance::read(&value, &self.engine.gateway_id)?;
                 ours.insert(name.to_owned());
                 Some(id)
             }

@@ -12,6 +12,7 @@ use super::files::Files;
 use super::image::LxcImage;
 use super::init::{self, InitError};
 use super::instance::{self, Ground, Instance, Owner, Source};
+use super::listing::volumes_of;
 use super::operation::done;
 use super::{Lxc, PAUSE, REMOVAL_LIMIT};
 use crate::node::Command;
@@ -27,19 +28,9 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 const ABSENT: [&str; 3] = ["couldn't be found", "not found", "Not Found"];
 
 impl Lxc {
-    /// Instances of ours.
-    pub(super) async fn instances(&self) -> Result<Vec<Instance>, ProviderError> {
-        let all = self.engine.get("/1.0/instances?recursion=1").await;
-        let all = all.map_err(|trouble| self.engine.failed("list instances", trouble))?;
-        let all = all.as_array().into_iter().flatten();
-        Ok(all
-            .filter_map(|value| Instance::read(value, &self.gateway_id))
-            .collect())
-    }
-
     /// Those of a workspace, the latest generation last.
     pub(super) async fn of(&self, id: &WorkspaceId) -> Result<Vec<Instance>, ProviderError> {
-        let mut found = self.instances().await?;
+        let mut found = self.engine.instances().await?;
         found.retain(|instance| instance.workspace == *id);
         found.sort_by_key(|instance| instance.generation);
         Ok(found)
@@ -60,7 +51,10 @@ impl Lxc {
             text.map(str::to_owned)
         };
         let mut fingerprint = None;
-        if image.server().is_none() {
+        let mut server = None;
+        if let Some(remote) = image.remote() {
+            server = Some(remote.server(self.engine.software().await?));
+        } else {
             let name = image.name().replace('/', "%2F");
             match self
                 .engine
@@ -79,7 +73,7 @@ impl Lxc {
                 }
             }
         }
-        Source::of(image, fingerprint).ok_or_else(|| {
+        Source::of(image, server, fingerprint).ok_or_else(|| {
             no_image(
                 image,
                 "the engine has no image of this alias or fingerprint",
@@ -101,7 +95,7 @@ impl Lxc {
         if let Some(pool) = pool {
             return Ok(Ground { pool, rooted: true });
         }
-        let first = self.pools().await?.into_iter().next();
+        let first = self.engine.pools().await?.into_iter().next();
         let pool = first.ok_or_else(|| {
             self.engine.unavailable(
                 "it has no storage pool".to_owned(),
@@ -112,42 +106,6 @@ impl Lxc {
             pool,
             rooted: false,
         })
-    }
-
-    async fn pools(&self) -> Result<Vec<String>, ProviderError> {
-        let all = self.engine.get("/1.0/storage-pools").await;
-        let all = all.map_err(|trouble| self.engine.failed("list storage pools", trouble))?;
-        let paths = all
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str);
-        Ok(paths
-            .filter_map(|path| Some(path.rsplit('/').next()?.split('?').next()?.to_owned()))
-            .collect())
-    }
-
-    /// Volumes of this gateway: the workspace and the path of each.
-    pub(super) async fn volumes(&self) -> Result<Vec<(WorkspaceId, String)>, ProviderError> {
-        let mut found = Vec::new();
-        for pool in self.pools().await? {
-            let path = format!("/1.0/storage-pools/{pool}/volumes/custom");
-            let all = self.engine.get(&format!("{path}?recursion=1")).await;
-            let all = match all {
-                Ok(all) => all,
-                Err(trouble) if trouble.is_absent() => continue,
-                Err(trouble) => return Err(self.engine.failed("list volumes", trouble)),
-            };
-            for volume in all.as_array().into_iter().flatten() {
-                let name = volume.get("name").and_then(Value::as_str);
-                if let Some(id) = instance::workspace_of_volume(volume, &self.gateway_id)
-                    && let Some(name) = name
-                {
-                    found.push((id, format!("{path}/{name}")));
-                }
-            }
-        }
-        Ok(found)
     }
 
     /// The gateway's user on the node.
@@ -176,27 +134,41 @@ impl Lxc {
         image: &LxcImage,
         context: &Context,
     ) -> Result<(), ProviderError> {
-        let (source, ground, owner, there) = tokio::try_join!(
+        let (source, ground, owner, volumes) = tokio::try_join!(
             self.source(image),
             self.ground(),
             self.owner(),
-            self.volumes()
+            self.engine.volumes()
         )?;
-        let volumes = format!("/1.0/storage-pools/{}/volumes/custom", ground.pool);
-        if !there.iter().any(|(id, _)| *id == environment.id) {
-            let volume = instance::volume(&environment.id, &self.gateway_id);
-            match self.finish(Method::POST, &volumes, Some(&volume)).await {
-                Err(trouble) if !trouble.is_conflict() => {
-                    return Err(self.engine.failed("create volume", trouble));
+        self.engine.settle().await?;
+        let mut volumes = volumes.into_iter();
+        let there = volumes.find(|volume| volume.workspace == environment.id);
+        // It stays in the pool that it was made in, wherever new ones go.
+        let volume_pool = match there {
+            Some(volume) => volume.pool,
+            None => {
+                let volume = instance::volume(&environment.id, &self.engine.gateway_id);
+                let path = volumes_of(&ground.pool);
+                match self.finish(Method::POST, &path, Some(&volume)).await {
+                    Err(trouble) if !trouble.is_conflict() => {
+                        return Err(self.engine.failed("create volume", trouble));
+                    }
+                    _ => ground.pool.clone(),
                 }
-                _ => {}
             }
-        }
+        };
         let step = context.progress.step(match source {
             Source::Fingerprint(_) => "create container".to_owned(),
             Source::Server { .. } => format!("create container from {image}"),
         });
-        let order = instance::order(environment, &self.gateway_id, &source, &ground, owner);
+        let order = instance::order(
+            environment,
+            &self.engine.gateway_id,
+            &source,
+            &ground,
+            &volume_pool,
+            owner,
+        );
         let made = async {
             let make = || {
                 let path = "/1.0/instances";
@@ -235,7 +207,7 @@ impl Lxc {
         let name = instance::instance_name(environment);
         let files = Files::of(&self.engine, &name);
         let operation = "put the agent into the image";
-        let liblxc = init::install(files, environment.name.as_str())
+        let liblxc = init::install(&files, environment.name.as_str())
             .await
             .map_err(|error| match error {
                 InitError::Engine(trouble) => self.engine.failed(operation, trouble),
@@ -270,13 +242,14 @@ impl Lxc {
                 other => self.engine.failed(operation, other),
             };
         };
-        if trouble.says(&ABSENT) {
+        let from_server = trouble.says(&["remote image", "image server", "Failed getting image"]);
+        // A volume or a network may be missing too.
+        if from_server && trouble.says(&ABSENT) {
             return no_image(
                 image,
                 &format!("{server} has no image of this name: {trouble}"),
             );
         }
-        let from_server = trouble.says(&["remote image", "image server", "Failed getting image"]);
         match self.engine.failed(operation, trouble) {
             ProviderError::Engine {
                 provider,
@@ -322,5 +295,44 @@ fn no_image(image: &LxcImage, problem: &str) -> ProviderError {
         remedy: "check the name, write images:debian/12 to have it fetched, or bring the image to \
                  the node: incus image import FILE --alias NAME"
             .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::node::LocalNode;
+
+    #[test]
+    fn only_a_server_without_the_image_is_told_as_that() {
+        let node = Arc::new(LocalNode::new("/nowhere".into()));
+        let lxc = Lxc::new(node, Vec::new(), "us".to_owned(), TaskTracker::new());
+        let image = LxcImage::parse("images:debian/12").unwrap();
+        let source = Source::Server {
+            server: "https://images.example",
+            alias: "debian/12".to_owned(),
+        };
+        let told = |problem: &str| {
+            let problem = problem.to_owned();
+            let trouble = Trouble::Said {
+                status: 400,
+                problem,
+            };
+            lxc.not_made(&image, &source, trouble)
+        };
+        let from = "Failed getting remote image info: Failed getting image";
+        let error = told(&format!("{from}: The requested image couldn't be found"));
+        assert!(matches!(error, ProviderError::NoImage { .. }), "{error}");
+        let error = told(
+            "Failed creating instance record: Failed initialising instance: Failed add validation \
+             for device \"vendetta-workspace\": Failed loading custom volume: Storage volume not found",
+        );
+        assert!(error.to_string().contains("create container"), "{error}");
+        let error = told(&format!("{from}: connection refused"));
+        assert!(error.remedy().unwrap().contains("images.example"));
     }
 }

@@ -51,21 +51,23 @@ impl Looked {
         looked
     }
 
+    /// Problem and remedy for people, when we may not open a socket.
+    pub(super) fn denied(&self, node: &NodeName) -> Option<(String, String)> {
+        let (group, socket) = self.denied.first()?;
+        let user = &self.user;
+        Some((
+            format!("user {user} may not open {}", socket.display()),
+            format!(
+                "add the user to the socket's group: sudo usermod -aG {group} {user}; {}",
+                again(node)
+            ),
+        ))
+    }
+
     /// Problem and remedy for people, when no engine could be asked.
     pub(super) fn explain(&self, node: &NodeName) -> (String, String) {
-        let again = if node.as_str() == NodeName::LOCAL {
-            "and start the gateway again".to_owned()
-        } else {
-            format!("then: ssh vendetta node test {node}")
-        };
-        if let Some((group, socket)) = self.denied.first() {
-            let user = &self.user;
-            return (
-                format!("user {user} may not open {}", socket.display()),
-                format!(
-                    "add the user to the socket's group: sudo usermod -aG {group} {user}; {again}"
-                ),
-            );
+        if let Some(denied) = self.denied(node) {
+            return denied;
         }
         if let Some(socket) = self.usable.first() {
             return (
@@ -78,7 +80,8 @@ impl Looked {
                 "neither Incus nor LXD is installed".to_owned(),
                 format!(
                     "install one on the node, for instance: sudo apt-get install incus && \
-                     sudo incus admin init --auto; {again}"
+                     sudo incus admin init --auto; {}",
+                    again(node)
                 ),
             ),
             Some("incusd") => (
@@ -90,6 +93,15 @@ impl Looked {
                 "start it, for instance: sudo systemctl start lxd".to_owned(),
             ),
         }
+    }
+}
+
+/// What to do once a user may do more.
+fn again(node: &NodeName) -> String {
+    if node.as_str() == NodeName::LOCAL {
+        "and start the gateway again".to_owned()
+    } else {
+        format!("then: ssh vendetta node test {node}")
     }
 }
 
