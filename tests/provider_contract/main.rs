@@ -6,6 +6,7 @@
 //! provider can do wrong is in a module of its own.
 
 mod docker;
+mod hardware;
 mod lxc;
 mod lxc_engines;
 mod machine;
@@ -41,7 +42,8 @@ mod of {
 
     contract!(
         docker, host, docker_on_node, host_on_node,
-        lxc_on_incus, lxc_on_lxd, lxc_on_node_with_incus, lxc_on_node_with_lxd: {
+        lxc_on_incus, lxc_on_lxd, lxc_on_node_with_incus, lxc_on_node_with_lxd,
+        qemu, qemu_on_node: {
         what_does_not_exist_is_absent_and_its_removal_is_no_error,
         what_was_made_twice_is_there_once_and_answers,
         what_was_stopped_starts_again_with_its_disk,
@@ -56,25 +58,6 @@ mod of {
         calls_at_once_make_one_environment,
         work_cut_off_anywhere_is_done_again,
         an_agent_survives_the_provider_that_started_it,
-    });
-
-    // Each of these boots a machine or two, emulated: no more than there must be.
-    contract!(qemu: {
-        what_does_not_exist_is_absent_and_its_removal_is_no_error,
-        what_was_made_twice_is_there_once_and_answers,
-        what_was_stopped_starts_again_with_its_disk,
-        another_generation_replaces_the_environment_and_keeps_the_disk,
-        destroyed_while_running_leaves_nothing,
-        what_ends_by_itself_is_reported,
-        a_start_or_stop_by_anybody_is_reported,
-        its_log_is_read_whole_by_its_last_lines_and_as_it_grows,
-        calls_at_once_make_one_environment,
-        an_agent_survives_the_provider_that_started_it,
-    });
-
-    contract!(qemu_on_node: {
-        what_was_stopped_starts_again_with_its_disk,
-        what_ends_by_itself_is_reported,
     });
 
     contract!(docker_far_away, host_far_away, lxc_far_away: {

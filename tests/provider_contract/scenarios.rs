@@ -268,7 +268,7 @@ pub async fn calls_at_once_make_one_environment(subject: &Subject) {
 pub async fn work_cut_off_anywhere_is_done_again(subject: &Subject) {
     let provider = &subject.provider;
     let mut random = Seeded::new(7);
-    for _ in 0..8 {
+    for _ in 0..subject.rounds() {
         let mut environment = subject.environment();
         let id = environment.id.clone();
         subject.node.make_dir(&environment.run_dir).await.unwrap();

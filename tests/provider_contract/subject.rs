@@ -278,6 +278,15 @@ impl Subject {
         self.ssh(placement, "true").ok();
     }
 
+    /// How often work is cut off that starts an environment twice each time: once, where
+    /// that is a machine which boots emulated (tests/recovery cuts it off more often).
+    pub fn rounds(&self) -> usize {
+        match self.provider.kind() {
+            ProviderKind::Qemu => 1,
+            _ => 8,
+        }
+    }
+
     fn boot_limit(&self) -> Duration {
         match self.provider.kind() {
             ProviderKind::Qemu => BOOT,

@@ -3,6 +3,8 @@
 //! The part of the gateway that is killed is a process of its own: this test's
 //! executable again, told by its environment what to ask of a real engine.
 
+mod qemu;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -20,7 +22,9 @@ use vendetta::workspace::{
 };
 use vendetta_proto::spec::ProviderKind;
 use vendetta_sshio::keys::PrivateKey;
-use vendetta_tests::{BUSYBOX, Engine, Gateway, Lxc, LxcEngine, Node, PATIENCE, Run, Seeded, full};
+use vendetta_tests::{
+    BOOT, BUSYBOX, Engine, Gateway, Lxc, LxcEngine, Node, PATIENCE, Run, Seeded, full,
+};
 
 /// Says what a child does: directory, engine's socket, provider, node and requests.
 const ROLE: &str = "VENDETTA_RECOVERY_ROLE";
@@ -58,7 +62,7 @@ impl Core {
                 .map(Path::to_owned),
             state_dir: state.clone(),
             docker_socket: docker.to_owned(),
-            qemu: Default::default(),
+            qemu: qemu::settings(),
             allow_host: true,
             ports: PortSettings {
                 range: 20000..=29999,
@@ -96,7 +100,7 @@ impl Core {
             ..Overrides::default()
         };
         let name = Some(NAME.parse().unwrap());
-        let config = vendetta_proto::spec::ProjectConfig::default();
+        let config = qemu::config(provider);
         let spec = Spec::resolve(config, overrides).unwrap();
         self.workspaces
             .create(&alice(), name, spec, None)
@@ -124,7 +128,7 @@ impl Core {
     }
 
     async fn done(&self, request: &str) {
-        let outcome = tokio::time::timeout(PATIENCE, self.ask(request).await.outcome());
+        let outcome = tokio::time::timeout(BOOT, self.ask(request).await.outcome());
         outcome
             .await
             .unwrap_or_else(|_| panic!("{request} hangs"))
@@ -138,11 +142,7 @@ impl Core {
     async fn phase_becomes(&self, phase: Phase) {
         let began = Instant::now();
         while self.phase() != phase {
-            assert!(
-                began.elapsed() < PATIENCE,
-                "{} and not {phase}",
-                self.phase()
-            );
+            assert!(began.elapsed() < BOOT, "{} and not {phase}", self.phase());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -296,6 +296,7 @@ impl Place {
         for look in [
             ["find", &workspaces, "-mindepth", "1", "-maxdepth", "1"].as_slice(),
             &["pgrep", "-f", "-a", "--", &agents],
+            &["pgrep", "-f", "-a", "--", &qemu::processes(&workspaces)],
         ] {
             let said = match &self.node {
                 None => Run::new(look[0]).args(&look[1..]),
@@ -342,6 +343,7 @@ async fn a_gateway_to_be_killed() {
     let provider = match words.next().unwrap().as_str() {
         "docker" => ProviderKind::Docker,
         "lxc" => ProviderKind::Lxc,
+        "qemu" => ProviderKind::Qemu,
         "host" => ProviderKind::Host,
         other => panic!("{other}"),
     };
@@ -373,7 +375,8 @@ async fn killed_at_random(place: Place, times: u64) {
             "destroy",
         ];
         let requests = requests[usize::try_from(random.below(requests.len() as u64)).unwrap()];
-        let pause = Duration::from_millis(20 + random.below(1500));
+        let longest = qemu::longest_pause(place.provider).unwrap_or(1500);
+        let pause = Duration::from_millis(20 + random.below(longest));
         let mut child = place.child(requests);
         tokio::time::sleep(pause).await;
         child.kill().unwrap();
@@ -399,7 +402,7 @@ async fn killed_at_random(place: Place, times: u64) {
             Some(Desired::Destroyed) => {
                 let began = Instant::now();
                 while core.find().is_some() {
-                    assert!(began.elapsed() < PATIENCE, "{told}: not destroyed");
+                    assert!(began.elapsed() < BOOT, "{told}: not destroyed");
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 assert_eq!(place.resources(), Vec::<String>::new(), "{told}");
