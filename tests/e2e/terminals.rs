@@ -1,8 +1,12 @@
 //! Terminals that outlive their clients.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use nix::sys::signal::Signal;
+use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate, load_secret_key};
+use russh::{Channel, client};
 use vendetta_tests::{BUSYBOX, Gateway, PATIENCE, Running, eventually};
 
 use crate::jump::Jumper;
@@ -224,43 +228,74 @@ fn a_terminal_is_the_same_end_to_end_and_relayed() {
     assert_eq!(relayed.finish().code(), 5);
 }
 
-#[test]
-fn those_who_come_first_at_once_share_one_program() {
-    let gateway = Gateway::with_workspace();
-    // Connections, and their ways to the agent, that are there already.
-    let sockets: Vec<_> = (0..6)
-        .map(|n| gateway.scratch().join(format!("master-{n}")))
-        .collect();
-    let through = |socket| gateway.ssh("ws++main").arg("-S").arg(socket);
-    for socket in &sockets {
-        through(socket).args(["-M", "-N", "-f"]).ok();
-        through(socket).arg("true").ok();
+/// A client that needs no program to be started for each request, so that several of it
+/// ask for a shell at the same moment.
+struct InProcess;
+
+impl client::Handler for InProcess {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, _: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        Ok(true)
     }
-    for round in 0..4 {
-        let clients = sockets.iter().map(|socket| through(socket).arg("-tt"));
-        let clients: Vec<_> = clients.map(|ssh| ssh.start_on_terminal(24, 80)).collect();
+}
+
+/// A session of `login` on a terminal that has no shell yet, and its connection.
+async fn on_the_verge(
+    gateway: &Gateway,
+    login: &str,
+) -> anyhow::Result<(client::Handle<InProcess>, Channel<client::Msg>)> {
+    let config = Arc::new(client::Config::default());
+    let mut handle = client::connect(config, gateway.address(), InProcess).await?;
+    let key = Arc::new(load_secret_key(gateway.admin().key(), None)?);
+    let key = PrivateKeyWithHashAlg::new(key, None);
+    let login = handle.authenticate_publickey(login, key).await?;
+    anyhow::ensure!(login.success(), "no login");
+    let channel = handle.channel_open_session().await?;
+    channel
+        .request_pty(false, "xterm", 80, 24, 0, 0, &[])
+        .await?;
+    Ok((handle, channel))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_come_first_at_once_share_one_program() -> anyhow::Result<()> {
+    let gateway = Gateway::with_workspace();
+    for round in 0..3 {
+        let name = format!("main{round}");
+        let login = format!("ws++{name}");
+        let mut clients = Vec::new();
+        for _ in 0..8 {
+            clients.push(on_the_verge(&gateway, &login).await?);
+        }
+        let shells = clients
+            .iter()
+            .map(|(_, channel)| channel.request_shell(false));
+        join_all(shells)
+            .await
+            .into_iter()
+            .collect::<Result<(), _>>()?;
         eventually("all are attached to one", || {
             let listed = terminals(&gateway);
-            listed[0]["attached"] == sockets.len() && listed[1].is_null()
+            listed[0]["name"] == name && listed[0]["attached"] == clients.len()
         });
-        gateway.control("workspace terminals ws --end main").ok();
-        for client in clients {
-            let _ = client.finish();
-        }
-        eventually(&format!("it is gone in round {round}"), || {
+        let end = format!("workspace terminals ws --end {name}");
+        gateway.control(&end).ok();
+        eventually("it is gone", || {
             terminals(&gateway) == serde_json::json!([])
         });
     }
-    for socket in &sockets {
-        through(socket).args(["-O", "exit"]).ok();
-    }
+    Ok(())
 }
 
 #[test]
 fn it_ends_with_its_shell_though_a_job_in_the_background_goes_on_writing() {
     let gateway = Gateway::with_workspace();
     let mut client = attach(&gateway, "ws++main");
-    client.send("(trap '' HUP; while echo x; do sleep 0.01; done) & exit 6\n");
+    // It opens the terminal again and again, since the kernel hangs it up with the shell.
+    let job = "while exec 3>$t; do echo x >&3; done";
+    let jobs = format!("for n in 1 2 3; do setsid sh -c \"{job}\" & done");
+    client.send(format!("t=$(tty); {jobs}; exit 6\n"));
     assert_eq!(client.finish().code(), 6);
     eventually("it is gone", || {
         terminals(&gateway) == serde_json::json!([])

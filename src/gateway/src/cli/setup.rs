@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The gateway says names and keys; what ssh is told with them is written here,
-//! so that no gateway can have ssh run anything.
+//! so that no gateway can have ssh run anything, nor is believed for a name that
+//! another machine may have.
 
 mod ask;
 mod files;
