@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// `sh -c LAUNCH sh RUN_DIR AGENT`: starts the agent in a session of its own
-/// and returns. proc(5): in /proc/PID/stat, after the command in parentheses,
+/// and returns. A file that was just written may be held open for a moment by
+/// somebody whom the gateway starts, and cannot be run then (execve(2), ETXTBSY). proc(5): in /proc/PID/stat, after the command in parentheses,
 /// the state is the first field (Z: dead, but not waited for) and the start time
 /// the 20th.
 pub(super) const LAUNCH: &str = r#"
@@ -27,6 +28,8 @@ setsid sh -c '
     if read -r pid start <"$1/agent.pid" && [ "$(started "$pid")" = "$start" ]; then exit 0; fi 2>/dev/null
     echo "$$ $(started $$)" >"$1/agent.pid.new" && mv -f "$1/agent.pid.new" "$1/agent.pid" || exit 1
     exec 9>&-
+    tries=50
+    until "$2" --version >/dev/null 2>&1 || [ $((tries -= 1)) = 0 ]; do sleep 0.02; done
     exec "$2" serve --config "$1/agent.json"
 ' agent "$1" "$2" &
 "#;
