@@ -95,6 +95,7 @@ fn a_machine_lives_from_create_to_destroy_and_keeps_what_it_should() {
         .exec("vm", "id -un; pwd; stat -c %U .; hostname")
         .ok();
     assert_eq!(who.text(), "ada\n/workspace\nada\nvm");
+    assert_eq!(gateway.exec("vm", "ulimit -n").ok().text(), "1048576");
     // Its root file system has the room that a machine has by default.
     assert!(root_size(&gateway) > 18 << 30, "{}", root_size(&gateway));
 
