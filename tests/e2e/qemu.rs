@@ -95,6 +95,7 @@ fn a_machine_lives_from_create_to_destroy_and_keeps_what_it_should() {
         .exec("vm", "id -un; pwd; stat -c %U .; hostname")
         .ok();
     assert_eq!(who.text(), "ada\n/workspace\nada\nvm");
+    assert_eq!(gateway.exec("vm", "ulimit -n").ok().text(), "1048576");
     // Its root file system has the room that a machine has by default.
     assert!(root_size(&gateway) > 18 << 30, "{}", root_size(&gateway));
 
@@ -365,16 +366,23 @@ fn a_workspaces_disk_that_cannot_be_used_is_told_and_never_made_anew() {
     assert_eq!(gateway.exec("vm", "cat file").ok().text(), "kept");
 
     // A file system that nobody can make sense of.
+    gateway
+        .exec("vm", "rm \"$(command -v mkfs.ext4)\" && sync")
+        .ok();
     slow(&gateway, "workspace down vm").ok();
-    let ruin = "qemu-io -f qcow2 -c 'write -P 0xff 0 1M' /home/dev/.vendetta/*/w/*/workspace.qcow2";
-    node.sh(ruin).ok();
+    let disk = "/home/dev/.vendetta/*/w/*/workspace.qcow2";
+    node.sh(&format!("qemu-io -f qcow2 -c 'write -P 0xff 0 1M' {disk}"))
+        .ok();
     let failed = slow(&gateway, "workspace up vm").finish().exits(5);
     let said = failed.error_text();
-    assert!(
-        said.contains("/workspace") && said.contains("workspace.qcow2"),
-        "{failed}"
-    );
-    assert!(said.contains("cannot be mounted"), "{failed}");
+    assert!(said.contains("cannot be mounted at /workspace"), "{failed}");
+    assert!(said.contains("workspace.qcow2"), "{failed}");
+
+    // A new disk, and an image that cannot format it.
+    node.sh(&format!("qemu-img create -q -f qcow2 {disk} 1G"))
+        .ok();
+    let failed = slow(&gateway, "workspace up vm").finish().exits(5);
+    assert!(failed.error_text().contains("e2fsprogs"), "{failed}");
     gateway.control("workspace destroy vm --yes").ok();
 }
 

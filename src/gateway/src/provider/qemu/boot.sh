@@ -69,7 +69,8 @@ workspace() {
         mkdir -p "${unfinished%/*}" && : >"$unfinished" && sync || fail "nothing can be written in ${unfinished%/*}"
         said=$(mkfs.ext4 -q -F -m 0 -L workspace "$device" 2>&1) ||
             fail "the workspace's disk cannot be formatted: $said; the image needs mkfs.ext4 (package e2fsprogs)"
-        sync && rm -f "$unfinished" && sync
+        # As long as that is there, the disk would be made anew at the next boot.
+        sync && rm "$unfinished" && sync || fail "$unfinished cannot be removed"
     fi
     mkdir -p "$workspace_folder" || fail "$workspace_folder cannot be made"
     said=$(mount_workspace 2>&1) || { e2fsck -p "$device" >/dev/null 2>&1; said=$(mount_workspace 2>&1); } ||
@@ -156,7 +157,9 @@ UNIT
 without_systemd() {
     console=/dev/console
     [ -w "$console" ] || console=/dev/null
-    setsid sh -c 'while :; do
+    # As many files as systemd's unit allows.
+    setsid sh -c 'ulimit -n 1048576
+    while :; do
         /usr/local/bin/vendetta-agent serve --config /run/vendetta/agent.json
         sleep 1
     done' </dev/null >"$console" 2>&1 &
