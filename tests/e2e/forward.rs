@@ -130,6 +130,22 @@ fn a_local_unix_socket_leads_to_one_of_the_environment() {
     let _ = tunnel.finish().ok();
 }
 
+/// A connection to a port of the environment through the SOCKS proxy (RFC 1928) at port `proxy`.
+pub(crate) fn socks(proxy: u16, port: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", proxy)).expect("the proxy");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    stream.write_all(&[5, 1, 0]).expect("a greeting");
+    let mut method = [0; 2];
+    stream.read_exact(&mut method).expect("a method");
+    let [high, low] = port.to_be_bytes();
+    let request = [5, 1, 0, 1, 127, 0, 0, 1, high, low];
+    stream.write_all(&request).expect("a request");
+    let mut reply = [0; 10];
+    stream.read_exact(&mut reply).expect("a reply");
+    assert_eq!(reply[1], 0, "SOCKS reply");
+    stream
+}
+
 #[test]
 fn a_socks_proxy_resolves_and_dials_inside_the_environment() {
     let gateway = Gateway::with_workspace();
@@ -533,14 +549,12 @@ fn x_server(cookie: &'static [u8; 16]) -> (u16, JoinHandle<()>) {
     (display, server)
 }
 
+pub(crate) const X11_CLIENT: &str = include_str!("../fixtures/x11-client.py");
+
 #[test]
 fn x11_leads_to_the_client_s_display_with_the_display_s_own_cookie() {
     let gateway = Gateway::with_workspace();
-    gateway.put(
-        "ws",
-        "/tmp/x11-client.py",
-        include_str!("../fixtures/x11-client.py"),
-    );
+    gateway.put("ws", "/tmp/x11-client.py", X11_CLIENT);
     let admin = gateway.admin();
     x11_leads_back(admin, admin.ssh("ws"));
     let jumper = Jumper::new(admin);
@@ -548,7 +562,8 @@ fn x11_leads_to_the_client_s_display_with_the_display_s_own_cookie() {
     assert_eq!(gateway.exec("ws", "echo \"[$DISPLAY]\"").ok().text(), "[]");
 }
 
-fn x11_leads_back(admin: &Client, ssh: Run) {
+/// `ssh` runs /tmp/x11-client.py of the environment on a display of `admin`'s.
+pub(crate) fn x11_leads_back(admin: &Client, ssh: Run) {
     let (display, server) = x_server(b"0123456789abcdef");
     let display = format!("localhost:{display}");
     let authority = admin.home().join(".Xauthority");

@@ -66,7 +66,7 @@ rows! {
         "OpenSSH `ssh`",
         works: "sessions, terminals, `-L` `-R` `-D` `-W` `-A` `-X`, ControlMaster, `-t`",
         jump: "`ProxyJump`",
-        note: "`-D`, `-A` and `-X` are tried in `docker` alone",
+        note: "",
         beside: [
             "forward::a_socks_proxy_resolves_and_dials_inside_the_environment",
             "forward::the_forwarded_agent_signs_for_16_at_once",

@@ -6,10 +6,11 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;
 
-use vendetta_tests::{Run, clients, eventually, random_bytes};
+use vendetta_tests::{Agent, Run, clients, eventually, free_port, random_bytes};
 
 use super::fixture;
-use super::lab::{ECHO, Visit, Way, same, session, tunnel};
+use super::lab::{ECHO, Visit, connect, same, session, tunnel};
+use crate::forward::{X11_CLIENT, socks, x11_leads_back};
 
 /// Sessions, a terminal, forwards, and several sessions of one connection.
 pub(super) fn ssh(visit: &Visit<'_>) {
@@ -26,6 +27,29 @@ pub(super) fn ssh(visit: &Visit<'_>) {
     tunnel(|forward| ssh().args(["-N", "-L", forward, &login]));
     let standard = ssh().args(["-W", &format!("127.0.0.1:{ECHO}"), &login]);
     assert_eq!(standard.stdin("ping").ok().text(), "ping");
+
+    let proxy = free_port();
+    let forward = ssh().args(["-N", "-D", &proxy.to_string(), &login]).spawn();
+    drop(connect(proxy));
+    let mut stream = socks(proxy, ECHO.parse().expect("a port"));
+    stream.write_all(b"by SOCKS").expect("writing");
+    let mut answer = [0; 8];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"by SOCKS");
+    drop(stream);
+    drop(forward);
+
+    // The user's key signs for a program there.
+    let agent = Agent::with(&[visit.key()]);
+    let public = fs::read_to_string(visit.key().with_extension("pub")).expect("a key");
+    let option = format!("IdentityAgent={}", agent.socket().display());
+    let signs = format!("cat >{0} && ssh-add -T {0}", visit.there("key.pub"));
+    let signs = ssh().args(["-A", "-o", &option, &login, &signs]);
+    signs.stdin(public).ok();
+
+    let put = ssh().args([&login, "cat >/tmp/x11-client.py"]);
+    put.stdin(X11_CLIENT).ok();
+    x11_leads_back(visit.lab.gateway.admin(), ssh().arg(&login));
 
     // A port there that leads to one here.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -186,14 +210,9 @@ pub(super) fn lftp(visit: &Visit<'_>) {
     same_folders(&folder, &copy);
 }
 
-/// A playbook, with and without pipelining; an emulated machine takes one of them each way.
+/// A playbook, with and without pipelining.
 pub(super) fn ansible(visit: &Visit<'_>) {
-    let pipelining = match (visit.lab.is_emulated(), visit.way) {
-        (false, _) => &["False", "True"][..],
-        (true, Way::Relayed) => &["False"],
-        (true, Way::EndToEnd) => &["True"],
-    };
-    for pipelining in pipelining {
+    for pipelining in ["False", "True"] {
         let fetched = visit.here("ansible-fetched");
         let ansible = visit.run(clients().join("venv/bin/ansible-playbook"));
         let ansible = ansible

@@ -4,8 +4,7 @@
 //! Remote-SSH's, the server and what is said to it are not.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::sync::Barrier;
 use std::thread::sleep;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use vendetta_tests::{Gateway, PATIENCE, Running, free_port, sha256, vscode_serve
 
 use super::remote_protocol::{Server, Window, extension_host_starts, get};
 use super::{LOGINS, Login, Way, connect};
+use crate::forward::socks;
 
 /// How a server is told where to listen.
 const TCP: &str = "--host=127.0.0.1 --port=0";
@@ -127,21 +127,9 @@ impl Shell {
         after.split_once("==\n").expect("an end").0.to_owned()
     }
 
-    /// A connection through the proxy (SOCKS, RFC 1928) to a port of the environment.
+    /// A connection through the proxy to a port of the environment.
     fn dial(&self, port: u16) -> TcpStream {
-        let address = SocketAddr::from(([127, 0, 0, 1], self.proxy));
-        let mut stream = TcpStream::connect(address).expect("the proxy");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
-        stream.write_all(&[5, 1, 0]).expect("a greeting");
-        let mut method = [0; 2];
-        stream.read_exact(&mut method).expect("a method");
-        let [high, low] = port.to_be_bytes();
-        let request = [5, 1, 0, 1, 127, 0, 0, 1, high, low];
-        stream.write_all(&request).expect("a request");
-        let mut reply = [0; 10];
-        stream.read_exact(&mut reply).expect("a reply");
-        assert_eq!(reply[1], 0, "SOCKS reply");
-        stream
+        socks(self.proxy, port)
     }
 
     /// The client dies with its connection.
