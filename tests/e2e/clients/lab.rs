@@ -129,11 +129,6 @@ impl Lab {
             gateway,
         }
     }
-
-    /// Whether everything in it takes several times as long.
-    pub(super) fn is_emulated(&self) -> bool {
-        self.place == "qemu"
-    }
 }
 
 /// A client in a lab, with a folder here and one in the workspace.
