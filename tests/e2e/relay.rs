@@ -23,8 +23,9 @@ fn through_cat(run: Run, seed: u64, length: usize) -> Vec<u8> {
     run.stderr
 }
 
-/// How many times as long as undisturbed work may take beside a channel that
-/// stands still, which costs nothing: room for what else the machine does.
+/// How many times as long as undisturbed work, before and after, work may take
+/// beside a channel that stands still. It costs nothing; this is room for what
+/// else the machine does.
 const NOISE: u32 = 5;
 
 /// MiB of a download that may pass before a key is answered on the same
@@ -94,16 +95,17 @@ fn a_reader_that_stops_for_a_minute_costs_little_memory_and_nobody_else_anything
     }
     others.sort_unstable();
     let beside = others[others.len() / 2];
-    assert!(
-        beside <= undisturbed * NOISE,
-        "another session takes {beside:?} while a reader stalls, else {undisturbed:?}"
-    );
     let cost = most.saturating_sub(before) / MIB as u64;
     assert!(cost <= 16, "the stalled reader cost {cost} MiB");
 
     reader.read_to_end(&mut got).expect("the rest");
     let _ = run.finish().ok();
     assert!(got == content, "the reader that stopped got other bytes");
+    let undisturbed = undisturbed.max(median_time(15, other));
+    assert!(
+        beside <= undisturbed * NOISE,
+        "another session takes {beside:?} while a reader stalls, else {undisturbed:?}"
+    );
 }
 
 #[test]
@@ -159,14 +161,15 @@ fn stalled_channels_leave_the_19_others_of_their_connection_alone() {
     still("the channel to nobody stalls", Box::new(sent));
 
     let beside = median_time(3, others);
-    assert!(
-        beside <= undisturbed * NOISE,
-        "the others take {beside:?} beside stalled channels, else {undisturbed:?}"
-    );
     assert!(unread.runs() && deaf.runs(), "the stalled channels end");
     unread.signal(Signal::SIGTERM);
     deaf.signal(Signal::SIGTERM);
     drop(reader);
+    let undisturbed = undisturbed.max(median_time(3, others));
+    assert!(
+        beside <= undisturbed * NOISE,
+        "the others take {beside:?} beside stalled channels, else {undisturbed:?}"
+    );
 }
 
 #[test]

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use vendetta_proto::agent::DEFAULT_USER;
 
 use super::environment::{Environment, OpenedSession, stderr_line};
-use super::handler::Shared;
 use super::session::STDERR;
+use super::shared::Shared;
 use crate::agent::client::signal_number;
 use crate::control::{Attach, Caller, Io, TerminalSize};
 

@@ -22,8 +22,8 @@ use tokio::sync::{broadcast, mpsc, watch};
 use vendetta_sshio::relay::Farewell;
 
 use super::forward;
-use super::handler::Shared;
 use super::reach::{LinkError, reach};
+use super::shared::Shared;
 use crate::access::Authorized;
 use crate::agent::opens::{AgentHandler, EnvironmentOpen};
 use crate::agent::pool::{AgentConnection, Pool};

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use vendetta_sshio::relay;
 
 use super::environment::Environment;
-use super::handler::Shared;
+use super::shared::Shared;
 use crate::access::Permissions;
 use crate::agent::opens::{EnvironmentOpen, OpenKind};
 use crate::workspace::Activity;
@@ -45,7 +45,7 @@ pub async fn serve(
                     reply.accept().await;
                     relay::bridge(client, channel).await;
                     // The client may have closed it before there were events.
-                    task.forget(id);
+                    task.closed(id);
                 }
                 Err(failure) => reply.reject(failure).await,
             }

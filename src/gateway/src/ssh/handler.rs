@@ -2,9 +2,9 @@
 //! is judged by [`super::auth`], the login name by [`super::route`], and each
 //! channel is served by a task of its own, so that nothing here waits.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use russh::keys::Certificate;
 use russh::server::{
@@ -12,16 +12,17 @@ use russh::server::{
 };
 use russh::{Channel, ChannelId, ChannelOpenFailure, Sig};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use vendetta_proto::agent::DEFAULT_USER;
-use vendetta_sshio::control::{Control, Events, Size, control};
-use vendetta_sshio::relay::{self, ClientSide, RequestFilter};
+use vendetta_sshio::control::Size;
+use vendetta_sshio::relay;
 
 use super::environment::{Environment, Link};
 use super::forward::{self, Wanted};
 use super::route::{Route, route};
-use super::standing::{self, Answering, Proof};
+use super::shared::Shared;
+use super::standing::{self, Proof};
 use super::{Services, jump, restrict, session};
 use crate::access::{Action, Principal};
 use crate::store::AuditEvent;
@@ -38,7 +39,6 @@ pub struct Connection {
     end: CancellationToken,
     proved: Option<(Arc<Principal>, Proof)>,
     login: String,
-    controls: Controls,
     /// Session channels that the client has not closed.
     sessions: HashSet<ChannelId>,
     accepted: Option<Accepted>,
@@ -60,83 +60,6 @@ enum Target {
     Unknown(String),
 }
 
-/// How the tasks of open channels learn what must overtake data.
-type Controls = Arc<Mutex<HashMap<ChannelId, Control>>>;
-
-fn lock(controls: &Controls) -> MutexGuard<'_, HashMap<ChannelId, Control>> {
-    controls.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What the tasks of a connection share.
-#[derive(Clone)]
-pub struct Shared {
-    /// The gateway's parts.
-    pub services: Arc<Services>,
-    /// The client's connection.
-    pub client: server::Handle,
-    /// Who it is.
-    pub principal: Arc<Principal>,
-    /// The gateway's address that it connected to.
-    pub reached: Option<SocketAddr>,
-    /// What its commands hold while they are answered.
-    pub answering: Answering,
-    controls: Controls,
-    slots: Arc<Semaphore>,
-    end: CancellationToken,
-}
-
-impl Shared {
-    /// Runs a task that ends with the connection.
-    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let end = self.end.clone();
-        self.services.tasks.spawn(async move {
-            tokio::select! {
-                () = end.cancelled() => {}
-                () = task => {}
-            }
-        });
-    }
-
-    /// Ends the connection, and its tasks with it.
-    pub fn end(&self) {
-        self.end.cancel();
-    }
-
-    /// Room for one more channel; none when the connection has its share.
-    #[must_use]
-    pub fn take_slot(&self) -> Option<OwnedSemaphorePermit> {
-        self.slots.clone().try_acquire_owned().ok()
-    }
-
-    /// The client's side of a bridge over `channel`, which is as good as open.
-    #[must_use]
-    pub fn side(&self, channel: Channel<Msg>, requests: Option<RequestFilter>) -> ClientSide {
-        let events = self.events(channel.id());
-        ClientSide {
-            channel,
-            connection: self.client.clone(),
-            events,
-            requests,
-            farewell: None,
-        }
-    }
-
-    /// What the client sends on channel `id` that must overtake its data. To be
-    /// called when it is certain that there will be a CLOSE: not before the
-    /// channel is accepted, but before the client is told so.
-    #[must_use]
-    pub fn events(&self, id: ChannelId) -> Events {
-        let (control, events) = control();
-        lock(&self.controls).insert(id, control);
-        events
-    }
-
-    /// Channel `id`, which is no more, has no events.
-    pub fn forget(&self, id: ChannelId) {
-        lock(&self.controls).remove(&id);
-    }
-}
-
 impl Connection {
     /// A connection from `peer` to the gateway's address `reached`. Cancels `authenticated` when it is, and ends all its tasks with `end`.
     #[must_use]
@@ -155,7 +78,6 @@ impl Connection {
             end,
             proved: None,
             login: String::new(),
-            controls: Controls::default(),
             sessions: HashSet::new(),
             accepted: None,
         }
@@ -171,16 +93,8 @@ impl Connection {
         let Some((principal, proof)) = self.proved.clone() else {
             return;
         };
-        let shared = Shared {
-            services: self.services.clone(),
-            client,
-            principal,
-            reached: self.reached,
-            answering: Answering::default(),
-            controls: self.controls.clone(),
-            slots: Arc::new(Semaphore::new(self.services.channels_per_connection)),
-            end: self.end.clone(),
-        };
+        let services = self.services.clone();
+        let shared = Shared::new(services, client, principal, self.reached, self.end.clone());
         shared.spawn(standing::watch(shared.clone(), proof));
         let workspaces = &self.services.workspaces;
         let principal = &shared.principal;
@@ -442,8 +356,8 @@ impl server::Handler for Connection {
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
         self.sessions.remove(&channel);
-        if let Some(control) = lock(&self.controls).remove(&channel) {
-            control.close();
+        if let Some(Accepted { shared, .. }) = &self.accepted {
+            shared.closed(channel);
         }
         Ok(())
     }
@@ -454,8 +368,8 @@ impl server::Handler for Connection {
         signal: Sig,
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
-        if let Some(control) = lock(&self.controls).get(&channel) {
-            control.signal(signal);
+        if let Some(Accepted { shared, .. }) = &self.accepted {
+            shared.tell(channel, |control| control.signal(signal));
         }
         Ok(())
     }
@@ -469,13 +383,14 @@ impl server::Handler for Connection {
         height: u32,
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
-        if let Some(control) = lock(&self.controls).get(&channel) {
-            control.resize(Size {
-                columns,
-                rows,
-                width,
-                height,
-            });
+        let size = Size {
+            columns,
+            rows,
+            width,
+            height,
+        };
+        if let Some(Accepted { shared, .. }) = &self.accepted {
+            shared.tell(channel, |control| control.resize(size));
         }
         Ok(())
     }

@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use vendetta_proto::name::RESERVED;
 use vendetta_sshio::splice::splice;
 
-use super::handler::Shared;
 use super::reach::reach;
 use super::session::no_workspace;
+use super::shared::Shared;
 use crate::access::Action;
 use crate::control::local_port;
 use crate::store::AuditEvent;

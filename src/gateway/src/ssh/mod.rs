@@ -2,7 +2,7 @@
 //! and the bridge between their channels and an environment's.
 //!
 //! [`listener`] accepts and limits, [`handler`] receives russh's callbacks and
-//! holds no policy, [`auth`] turns a verified key into a principal, [`route`]
+//! holds no policy, [`shared`] is what a connection's tasks have of it, [`auth`] turns a verified key into a principal, [`route`]
 //! reads the login name, [`standing`] ends
 //! whose key is removed, [`environment`] is a connection's link to the agent,
 //! [`session`] runs control commands, [`attach`] joins one to a workspace, [`jump`]
@@ -20,6 +20,7 @@ pub mod restrict;
 pub mod route;
 pub mod server_config;
 pub mod session;
+pub mod shared;
 pub mod standing;
 
 use std::sync::Arc;

@@ -14,8 +14,8 @@ use vendetta_sshio::relay::{self, ClientSide};
 
 use super::attach;
 use super::environment::{Environment, stderr_line};
-use super::handler::Shared;
 use super::reach::LinkError;
+use super::shared::Shared;
 use crate::control::{AgentAccess, ByteStream, Caller, Control, Io, Outcome, TerminalSize};
 
 /// How long a client may take to say what it wants of a session that fails,

@@ -9,7 +9,7 @@ use russh::Disconnect;
 use tokio::sync::RwLock;
 use tokio::time::{sleep, timeout};
 
-use super::handler::Shared;
+use super::shared::Shared;
 use crate::access::Principal;
 use crate::store::Store;
 
