@@ -208,8 +208,7 @@ async fn a_pipe_in_the_way(engine: Lxc) {
     let logs = provider.logs(id, LogOptions::default());
     let logs = tokio::time::timeout(Duration::from_secs(1), logs).await;
     assert!(logs.is_err());
-    tokio::time::sleep(Duration::from_secs(30)).await;
-    let destroyed = tokio::time::timeout(PATIENCE, provider.destroy(id)).await;
+    let destroyed = tokio::time::timeout(PATIENCE * 2, provider.destroy(id)).await;
     destroyed.unwrap().unwrap();
     assert!(subject.leftovers(id).is_empty());
 }

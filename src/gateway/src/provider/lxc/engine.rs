@@ -19,6 +19,7 @@ use vendetta_proto::spec::ProviderKind;
 
 use super::super::ProviderError;
 use super::choice::Choice;
+use super::locks::Locks;
 use crate::node::NodeTransport;
 
 /// Time limit of a call that does not wait for anything.
@@ -136,6 +137,8 @@ pub(super) struct Engine {
     pub(super) gateway_id: String,
     pub(super) tracker: TaskTracker,
     pub(super) choice: Chosen,
+    /// Held by whoever opens a file of an instance, or ends the instance.
+    pub(super) files: Locks<String>,
 }
 
 impl Engine {
@@ -151,6 +154,7 @@ impl Engine {
             gateway_id,
             tracker,
             choice: Chosen::default(),
+            files: Locks::default(),
         }
     }
 

@@ -60,10 +60,11 @@ impl Files {
 
     /// Opens a file, in a task that goes on to its end though nobody waits any more: an
     /// engine that is left waiting for the other end of a pipe can neither stop nor remove
-    /// the instance (LXD 5.0).
+    /// the instance (LXD 5.0). Nor does anybody try to meanwhile.
     async fn open(&self, path: &str) -> Result<Option<Response<Incoming>>, Trouble> {
         let (files, path) = (self.clone(), path.to_owned());
         let open = async move {
+            let _opening = files.engine.files.lock(&files.instance).await;
             match timeout(OPEN_LIMIT, files.get(&path)).await {
                 Ok(opened) => opened,
                 Err(_) => {

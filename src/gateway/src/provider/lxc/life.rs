@@ -43,6 +43,7 @@ impl Lxc {
     ) -> Result<(), ProviderError> {
         let name = &instance.name;
         self.settle(name).await?;
+        let _files = self.engine.files.lock(name).await;
         if !grace.is_zero() {
             let seconds = grace.as_secs().max(1);
             let order = json!({"action": "stop", "timeout": seconds, "force": false});
@@ -112,8 +113,9 @@ impl Lxc {
 
     /// Removes an instance, whatever goes on with it.
     pub(super) async fn remove(&self, name: &str) -> Result<(), ProviderError> {
-        let deadline = Instant::now() + REMOVAL_LIMIT;
         let path = format!("/1.0/instances/{name}");
+        let _files = self.engine.files.lock(&name.to_owned()).await;
+        let deadline = Instant::now() + REMOVAL_LIMIT;
         loop {
             let removed = async {
                 settle(

@@ -27,21 +27,21 @@ mod init;
 mod instance;
 mod life;
 mod listing;
+mod locks;
 mod log;
 mod operation;
 mod resources;
 mod unusable;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use serde_json::Value;
-use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use vendetta_proto::spec::ProviderKind;
@@ -55,6 +55,7 @@ use crate::workspace::{Found, WorkspaceId};
 use engine::{Engine, Trouble};
 pub use image::{InvalidLxcImage, LxcImage};
 use instance::{DIR, Instance};
+use locks::Locks;
 
 /// Where engines listen that were installed as usual, the preferred first.
 pub const LXC_SOCKETS: [&str; 4] = [
@@ -88,7 +89,7 @@ const LAST_LINES: u32 = 20;
 pub struct Lxc {
     engine: Arc<Engine>,
     /// Held by whoever changes a workspace.
-    locks: Arc<Mutex<HashMap<WorkspaceId, Arc<tokio::sync::Mutex<()>>>>>,
+    locks: Arc<Locks<WorkspaceId>>,
 }
 
 impl Lxc {
@@ -105,16 +106,6 @@ impl Lxc {
             engine: Arc::new(Engine::new(node, sockets, gateway_id, tracker)),
             locks: Arc::default(),
         }
-    }
-
-    /// Waits for everybody else who changes a workspace.
-    async fn lock(&self, id: &WorkspaceId) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(locks.entry(id.clone()).or_default())
-        };
-        lock.lock_owned().await
     }
 }
 
@@ -153,7 +144,7 @@ impl Provider for Lxc {
         context: &Context,
     ) -> Result<Placement, ProviderError> {
         let id = &environment.id;
-        let _lock = self.lock(id).await;
+        let _lock = self.locks.lock(id).await;
         let wanted = |instance: &Instance| {
             instance.complete && instance.generation == Some(environment.generation)
         };
@@ -195,7 +186,7 @@ impl Provider for Lxc {
     }
 
     async fn start(&self, environment: &Environment) -> Result<(), ProviderError> {
-        let _lock = self.lock(&environment.id).await;
+        let _lock = self.locks.lock(&environment.id).await;
         let instance = self.only(&environment.id).await?;
         self.settle(&instance.name).await?;
         // What went on may have been its start.
@@ -248,7 +239,7 @@ impl Provider for Lxc {
     }
 
     async fn stop(&self, id: &WorkspaceId, grace: Duration) -> Result<(), ProviderError> {
-        let _lock = self.lock(id).await;
+        let _lock = self.locks.lock(id).await;
         for instance in self.of(id).await? {
             self.settle(&instance.name).await?;
             self.halt(&instance, grace).await?;
@@ -257,7 +248,7 @@ impl Provider for Lxc {
     }
 
     async fn destroy(&self, id: &WorkspaceId) -> Result<(), ProviderError> {
-        let _lock = self.lock(id).await;
+        let _lock = self.locks.lock(id).await;
         self.interrupt(id).await?;
         for instance in self.of(id).await? {
             self.remove(&instance.name).await?;
