@@ -28,10 +28,10 @@ fn what_is_missing_is_installed_by_the_line_that_it_shows() {
     assert_eq!(json["ready"], false, "{json}");
     assert!(json["install"].is_null(), "{json}");
     let run = gateway.control(doctor).finish().exits(4);
-    assert!(
-        run.error_text().contains("create it from an image"),
-        "{run}"
-    );
+    assert!(run.text().contains("bash"), "{run}");
+    for told in ["VS Code cannot work", "create it from an image"] {
+        assert!(run.error_text().contains(told), "{run}");
+    }
 
     // A package manager that writes down what it is told.
     let log = "#!/bin/sh\necho \"$@\" >>/tmp/installed\n";
@@ -69,5 +69,34 @@ fn an_editor_that_starts_bash_is_told_that_there_is_none() {
         let run = run.exits(127);
         assert!(run.error_text().contains("bash: not found"), "{run}");
         assert!(run.stdout.is_empty(), "{run}");
+    }
+}
+
+#[test]
+fn a_doctor_looks_at_an_environment_from_any_login_shell() {
+    let gateway = Gateway::docker();
+    for user in ["root", "fish", "dash"] {
+        let config = format!("provider: docker\ndocker: {{image: \"{TOOLS}\"}}\nuser: {user}\n");
+        gateway.create(user, &config);
+        let doctor = format!("workspace doctor {user} --json");
+        let down = gateway.control(&doctor).finish().exits(4);
+        assert!(down.error_text().contains("workspace up"), "{down}");
+        gateway.control(&format!("workspace up {user}")).ok();
+        let found = gateway.control(&doctor).finish().json();
+        let findings = found["findings"].as_array().expect("findings");
+        let state = |editor: &str, check: &str| {
+            let found = findings
+                .iter()
+                .find(|one| one["editor"] == editor && one["check"] == check);
+            found.unwrap_or_else(|| panic!("{check}: {findings:?}"))["verdict"].clone()
+        };
+        for check in ["architecture", "C library", "bash", "tar, gzip", "home"] {
+            assert_eq!(state("vscode", check), "ok", "{user} {check}: {findings:?}");
+        }
+        assert_ne!(state("vscode", "memory"), "missing");
+        assert_eq!(state("jetbrains", "ps"), "ok");
+        gateway
+            .control(&format!("workspace destroy {user} --yes"))
+            .ok();
     }
 }

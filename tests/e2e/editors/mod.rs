@@ -1,8 +1,6 @@
 //! Editors: what VS Code's Remote-SSH, JetBrains Gateway and open-remote-ssh do on the wire,
-//! through the gateway and end to end, and what `workspace doctor` says of an environment
-//! for them.
+//! through the gateway and end to end.
 
-mod doctor;
 mod jetbrains;
 mod open_remote_ssh;
 mod remote_protocol;
