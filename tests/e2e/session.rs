@@ -6,7 +6,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vendetta_tests::{BUSYBOX, Gateway, eventually, random_bytes, sha256};
+use vendetta_tests::{BUSYBOX, Gateway, Run, eventually, random_bytes, sha256};
+
+use crate::jump::Jumper;
 
 const MIB: usize = 1024 * 1024;
 
@@ -368,6 +370,36 @@ fn a_detached_daemon_stays(login: &str) {
         1,
         "a job that let go of the session"
     );
+}
+
+/// As with sshd, in a pipe of whatever shell the user types it into.
+#[test]
+fn a_reader_that_has_enough_ends_the_command() {
+    let gateway = Gateway::with_workspace();
+    let jumper = Jumper::new(gateway.admin());
+    for ssh in [gateway.ssh("ws"), jumper.tool("ssh").arg("ws.vendetta")] {
+        let ssh = ssh.shell_line();
+        for line in [
+            format!("{ssh} yes </dev/null | head -c 100000 | wc -c"),
+            // While it takes nothing of what it is sent.
+            format!("yes | {ssh} yes | head -c 100000 | wc -c"),
+            format!("{ssh} 'seq 1 1000000000' </dev/null | head -c 100000 | wc -c"),
+        ] {
+            let run = Run::new("sh").args(["-c", &line]).ok();
+            assert_eq!(run.text(), "100000", "{run}");
+        }
+    }
+    eventually("the commands are gone", || {
+        count(&gateway, "yes") + count(&gateway, "seq 1 1000000000") == 0
+    });
+    // A command of the gateway that follows something for ever.
+    let follow = gateway.control("events").shell_line();
+    let line = format!("{follow} </dev/null | head -n 1 | wc -l");
+    let stirring = gateway.exec("ws", "true");
+    let run = Run::new("sh").args(["-c", &line]).spawn();
+    std::thread::sleep(Duration::from_millis(300));
+    stirring.ok();
+    assert_eq!(run.finish().ok().text(), "1");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vendetta_proto::TerminalName;
 use vendetta_proto::agent::FOR_CLIENT;
-use vendetta_sshio::control::{Control, Size, control};
+use vendetta_sshio::control::{Control, END_OF_WRITE, Size, control};
 
 use crate::admission::{Credential, Peer, fingerprint};
 use crate::connection::{Agent, Connection};
@@ -230,10 +230,15 @@ impl Handler for ConnectionHandler {
     async fn other_request(
         &mut self,
         channel: ChannelId,
-        _name: &str,
+        name: &str,
         _data: &[u8],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
+        if name == END_OF_WRITE
+            && let Some(control) = self.sessions.get(&channel)
+        {
+            control.end_of_write();
+        }
         self.leave_to_session(channel, session)
     }
 

@@ -196,7 +196,7 @@ fn hand_disks_over(agent: &Agent) {
 
 fn ssh_config(settings: &Settings) -> russh::server::Config {
     russh::server::Config {
-        server_id: SshId::Standard(concat!("SSH-2.0-vendetta_", env!("CARGO_PKG_VERSION")).into()),
+        server_id: SshId::Standard(transport::IDENTIFICATION.into()),
         methods: MethodSet::from(&[MethodKind::PublicKey][..]),
         auth_rejection_time: REJECTION,
         auth_rejection_time_initial: Some(Duration::ZERO),

@@ -34,7 +34,7 @@ use bytes::Bytes;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
 use tokio_util::sync::CancellationToken;
 
-use crate::control::Events;
+use crate::control::{END_OF_WRITE, Events};
 
 /// How long an environment may take the data that the client sent before it closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -178,11 +178,16 @@ async fn forward_to_environment(
     }
 }
 
-/// Forwards signals and sizes. Never ends.
+/// Forwards signals, sizes, and that nobody reads any more. Never ends.
 async fn forward_events(mut events: Events, to: &ChannelWriteHalf<client::Msg>) {
+    let mut unread_told = false;
     loop {
-        // An environment that has closed needs neither.
+        // An environment that has closed needs none of them.
         let _ = tokio::select! {
+            () = events.unread.cancelled(), if !unread_told => {
+                unread_told = true;
+                to.request(false, END_OF_WRITE, Vec::new()).await
+            }
             Some(signal) = events.signals.recv() => to.signal(signal).await,
             Ok(()) = events.size.changed() => {
                 let size = *events.size.borrow_and_update();
@@ -252,8 +257,8 @@ async fn forward_request(
             name,
             want_reply,
             data,
-        } => to.request(want_reply, name, data).await,
-        // Signals and sizes come as events.
+        } if name != END_OF_WRITE => to.request(want_reply, name, data).await,
+        // These come as events.
         _ => Ok(()),
     }
 }

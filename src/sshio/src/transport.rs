@@ -16,6 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cut::Cut;
 
+/// What the gateway and agents call themselves (RFC 4253 section 4.2). OpenSSH's client
+/// tells only a server whose name begins with its own that nobody reads its output any
+/// more ([`crate::control::END_OF_WRITE`]); to any other `ssh … yes | head` goes on for ever.
+pub const IDENTIFICATION: &str = concat!("SSH-2.0-OpenSSH_vendetta_", env!("CARGO_PKG_VERSION"));
+
 /// Largest packet of channel data on the link between gateway and agent, in
 /// bytes (RFC 4253 section 6.1 wants at least 32768).
 pub const LINK_PACKET: u32 = 65_535;

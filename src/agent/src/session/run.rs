@@ -227,12 +227,17 @@ impl Session<'_> {
         // Nothing reads the client's data any more: its CLOSE is no hang-up.
         let half_closed = AtomicBool::new(false);
 
+        let unread = events.unread.clone();
         let output = async {
             if let Some((stdout, stderr)) = output {
-                tokio::join!(
-                    streams::pump_pipe(stdout, writer, Stream::Output),
-                    streams::pump_pipe(stderr, writer, Stream::Error),
-                );
+                // A pipe whose reader is gone is gone here too: SIGPIPE is the program's to get.
+                let stdout = async {
+                    tokio::select! {
+                        () = streams::pump_pipe(stdout, writer, Stream::Output) => {}
+                        () = unread.cancelled() => {}
+                    }
+                };
+                tokio::join!(stdout, streams::pump_pipe(stderr, writer, Stream::Error),);
             } else if let Some(master) = &master {
                 streams::pump_terminal(master, writer).await;
             }

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use vendetta_proto::agent::DEFAULT_USER;
-use vendetta_sshio::control::Size;
+use vendetta_sshio::control::{Control, END_OF_WRITE, Size};
 use vendetta_sshio::relay;
 
 use super::environment::{Environment, Link};
@@ -406,10 +406,15 @@ impl server::Handler for Connection {
     async fn other_request(
         &mut self,
         channel: ChannelId,
-        _name: &str,
+        name: &str,
         _data: &[u8],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
+        if name == END_OF_WRITE
+            && let Some(Accepted { shared, .. }) = &self.accepted
+        {
+            shared.tell(channel, Control::end_of_write);
+        }
         self.leave_to_task(channel, session)
     }
 

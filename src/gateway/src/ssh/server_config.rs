@@ -7,6 +7,8 @@ use russh::keys::{Certificate, PrivateKey};
 use russh::server;
 use russh::{Limits, MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
 
+use vendetta_sshio::transport::IDENTIFICATION;
+
 use crate::config::Ssh;
 
 /// An algorithm in the configuration that russh does not have.
@@ -61,10 +63,7 @@ pub fn server_config(
         .min(1 << 30);
     let interval = ssh.client_alive_interval_seconds;
     Ok(server::Config {
-        server_id: SshId::Standard(Cow::Borrowed(concat!(
-            "SSH-2.0-vendetta_",
-            env!("CARGO_PKG_VERSION")
-        ))),
+        server_id: SshId::Standard(Cow::Borrowed(IDENTIFICATION)),
         methods: MethodSet::from([MethodKind::PublicKey].as_slice()),
         auth_rejection_time: REJECTION,
         auth_rejection_time_initial: Some(Duration::ZERO),

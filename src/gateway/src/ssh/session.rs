@@ -25,6 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of standard input that wait for a control command.
 const STDIN_BUFFER: usize = 64 * 1024;
 
+/// Exit status of a command whose output nobody reads any more: that of a
+/// program which SIGPIPE ended.
+const EXIT_UNREAD: u8 = 141;
+
 /// SSH_EXTENDED_DATA_STDERR (RFC 4254 section 5.2).
 pub(super) const STDERR: u32 = 1;
 
@@ -185,6 +189,7 @@ pub async fn control(shared: Shared, side: ClientSide, unknown: Option<String>) 
         // The client left: it stops watching, the work goes on.
         () = feed(&mut read, (&connection, write.id()), stdin_writer, resize) => return drop(write.close().await),
         () = events.closed.cancelled() => return drop(write.close().await),
+        () = events.unread.cancelled() => EXIT_UNREAD,
     };
     finish(read, &write, None, exit_code).await;
 }
