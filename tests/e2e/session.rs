@@ -395,10 +395,11 @@ fn a_reader_that_has_enough_ends_the_command() {
     // A command of the gateway that follows something for ever.
     let follow = gateway.control("events").shell_line();
     let line = format!("{follow} </dev/null | head -n 1 | wc -l");
-    let stirring = gateway.exec("ws", "true");
     let run = Run::new("sh").args(["-c", &line]).spawn();
-    std::thread::sleep(Duration::from_millis(300));
-    stirring.ok();
+    run.expect_stderr(0, "Watching");
+    for change in ["down", "up"] {
+        gateway.control(&format!("workspace {change} ws")).ok();
+    }
     assert_eq!(run.finish().ok().text(), "1");
 }
 

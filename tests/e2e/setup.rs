@@ -117,6 +117,9 @@ fn setup_lets_plain_ssh_know_everything_and_undo_leaves_nothing() {
     let fingerprint = fingerprint(&gateway);
     home.says(&format!("{setup} --host-key {fingerprint}"));
     assert!(home.says("ssh vendetta whoami").contains("alice"));
+    // So is the local command, which goes to the address.
+    let whoami = setup.replace("setup", "whoami");
+    assert!(home.says(&whoami).contains("alice"));
     home.says(&format!("{} setup --undo", vendetta()));
     home.is_untouched(original);
     // A file that something holds in its place stays, and then so does everything.

@@ -11,6 +11,7 @@ use super::Failure;
 use super::address::{self, Address};
 use super::connect::{self, Connect};
 use super::project::LocalConfig;
+use super::setup::KNOWN_HOSTS;
 use crate::control::command::Command;
 use crate::control::config::ConfigCommand;
 use crate::control::key::KeyCommand;
@@ -140,6 +141,10 @@ pub(super) fn line(words: &[String]) -> Result<String, Failure> {
 }
 
 pub(super) fn destination(ssh: &mut Process, address: &Address, login: &str) {
+    // What `setup` has proven, whichever name or address the gateway goes by here.
+    ssh.arg("-o").arg(format!(
+        "GlobalKnownHostsFile=/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2 {KNOWN_HOSTS}"
+    ));
     if let Some(port) = address.port {
         ssh.arg("-p").arg(port.to_string());
     }

@@ -24,6 +24,7 @@ use super::address;
 use super::front::LOGIN;
 use ask::Gateway;
 use files::Files;
+pub(super) use files::KNOWN_HOSTS;
 
 /// Has ssh know the gateway that `flag` names, or that is found otherwise;
 /// returns what to tell. `host_key` is the fingerprint by which it is believed;

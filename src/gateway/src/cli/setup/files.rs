@@ -14,7 +14,7 @@ use crate::control::ssh_config::{Names, Stanza};
 const INCLUDE: &str = "Include ~/.ssh/vendetta/config";
 
 /// Our file of keys, as ssh is told of it.
-const KNOWN_HOSTS: &str = "~/.ssh/vendetta/known_hosts";
+pub(in crate::cli) const KNOWN_HOSTS: &str = "~/.ssh/vendetta/known_hosts";
 
 /// Where everything is.
 #[derive(Debug)]
