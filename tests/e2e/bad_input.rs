@@ -116,6 +116,7 @@ fn a_wrong_project_config_is_told_with_line_column_and_the_key_that_was_meant() 
                 2,
                 &["name"],
             ),
+            (CREATE, "ports: [99999]\n", 2, &["1:9", "65535"]),
             (CREATE, "\u{0}\u{1}\u{2}", 2, &["config"]),
             (CREATE, &"a: &a [*a, *a]\n".repeat(100), 2, &["config"]),
             (CREATE, &"[".repeat(100_000), 2, &["config"]),

@@ -112,14 +112,12 @@ fn explain(file: &str, text: &str, error: &Error) -> Invalid {
         other => {
             let message = other.render_with_formatter(&UserMessageFormatter);
             // The position is shown beside the line; the library adds it to the text.
-            (
-                message
-                    .split(" at line ")
-                    .next()
-                    .unwrap_or(&message)
-                    .to_owned(),
-                None,
-            )
+            let problem = match message.split(" at line ").next() {
+                // All numbers of this size are ports.
+                Some("invalid u16") => "a port is a number from 1 to 65535",
+                problem => problem.unwrap_or(&message),
+            };
+            (problem.to_owned(), None)
         }
     };
     Invalid::new(file, text, span, problem)

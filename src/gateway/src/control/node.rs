@@ -364,7 +364,7 @@ async fn remove(
             },
         )
         .remedy(format!(
-            "destroy them first (ssh vendetta workspace list), or forget them: ssh vendetta node remove {name} --force"
+            "destroy them first (ssh vendetta workspace list), or forget them: ssh vendetta node remove {name} --force --yes"
         )));
     }
     // Before anything is forgotten.
@@ -373,7 +373,7 @@ async fn remove(
         let names: Vec<&str> = behind.iter().map(|name| name.as_str()).collect();
         let problem = format!("it is on the way to {}", names.join(", "));
         return Err(Failure::new(ErrorKind::Conflict, subject, problem)
-            .remedy(format!("ssh vendetta node remove {first}")));
+            .remedy(format!("ssh vendetta node remove {first} --yes")));
     }
     session.confirm(yes, &subject, &question).await?;
     let forgotten = if force {
