@@ -376,9 +376,10 @@ impl Pool {
     /// # Errors
     /// When the agent cannot be reached.
     pub async fn open(&self, target: &AgentTarget) -> Result<Box<dyn ByteStream>, AgentError> {
+        let node = target.way();
         let opened = match &target.endpoint {
-            Endpoint::Unix(path) => target.node.open_unix(path).await,
-            Endpoint::Tcp { host, port } => target.node.open_tcp(host, *port).await,
+            Endpoint::Unix(path) => node.open_unix(path).await,
+            Endpoint::Tcp { host, port } => node.open_tcp(host, *port).await,
         };
         opened.map_err(|source| AgentError::Unreachable {
             workspace: target.workspace.to_string(),
