@@ -22,8 +22,9 @@ use russh::keys::PrivateKeyWithHashAlg;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vendetta_proto::NodeName;
 use vendetta_proto::agent::FOR_CLIENT;
+use vendetta_proto::name::InvalidName;
+use vendetta_proto::{NodeName, TerminalName};
 use vendetta_sshio::keys::PrivateKey;
 use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
@@ -70,6 +71,14 @@ pub enum AgentError {
         /// Nobody asked for them: it is the user that the workspace is meant for.
         is_default: bool,
     },
+    /// A login whose terminal cannot be called so, and that is no user's as it is.
+    #[error("workspace {workspace}: {source}")]
+    NoTerminal {
+        /// The workspace.
+        workspace: String,
+        /// The cause.
+        source: InvalidName,
+    },
     /// A session with the agent broke off.
     #[error("asking the agent of workspace {workspace}: {source}")]
     Session {
@@ -112,17 +121,23 @@ pub enum AgentError {
     },
 }
 
-/// The agent of `target` refused `login`, `[USER][+TERMINAL]`.
-fn no_user(target: &AgentTarget, login: &str) -> AgentError {
-    let named = !login.is_empty() && !login.starts_with('+');
-    let user = match &target.user {
-        Some(user) if !named => user,
-        _ => login,
+/// Why the agent refused `login`, `[USER][+TERMINAL]`; `default` is who is meant
+/// by one without a user.
+fn refused(workspace: String, default: Option<&str>, login: &str) -> AgentError {
+    let (user, terminal) = match login.rsplit_once('+') {
+        Some((user, terminal)) => (user, terminal.parse::<TerminalName>().map(drop)),
+        None => (login, Ok(())),
     };
-    AgentError::NoUser {
-        workspace: target.workspace.to_string(),
-        user: user.to_owned(),
-        is_default: !named,
+    match terminal {
+        Err(source) => AgentError::NoTerminal { workspace, source },
+        Ok(()) => AgentError::NoUser {
+            workspace,
+            user: match user {
+                "" => default.unwrap_or_default().to_owned(),
+                user => user.to_owned(),
+            },
+            is_default: user.is_empty(),
+        },
     }
 }
 
@@ -145,6 +160,7 @@ impl AgentError {
             ),
             Self::Handshake { .. }
             | Self::NoUser { .. }
+            | Self::NoTerminal { .. }
             | Self::Session { .. }
             | Self::Lost { .. }
             | Self::Answer { .. }
@@ -416,7 +432,7 @@ impl Pool {
                 .await
                 .map_err(handshake)?;
             if !authenticated.success() {
-                return Err(no_user(target, user));
+                return Err(refused(workspace(), target.user.as_deref(), user));
             }
             Ok(AgentConnection {
                 handle,
