@@ -158,14 +158,18 @@ impl AgentError {
             } => Some(
                 "use an image that has this user, or name another as user in the config".to_owned(),
             ),
+            Self::TimedOut { workspace, .. } => Some(format!(
+                "its environment may be paused or out of resources: ssh vendetta workspace status {workspace}; \
+                 to start it anew, which ends what runs in it: ssh vendetta workspace down {workspace}; \
+                 ssh vendetta workspace up {workspace}"
+            )),
             Self::Handshake { .. }
             | Self::NoUser { .. }
             | Self::NoTerminal { .. }
             | Self::Session { .. }
             | Self::Lost { .. }
             | Self::Answer { .. }
-            | Self::Refused { .. }
-            | Self::TimedOut { .. } => None,
+            | Self::Refused { .. } => None,
         }
     }
 }
