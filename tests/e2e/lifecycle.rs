@@ -267,6 +267,23 @@ fn a_container_that_was_killed_comes_back_at_the_next_connection() {
 }
 
 #[test]
+fn a_container_that_is_paused_is_started_anew_by_what_its_clients_are_told() {
+    let gateway = Gateway::docker();
+    gateway.workspace("ws", BUSYBOX);
+    let container = gateway.container().expect("a container");
+    gateway.engine().docker(&["pause", &container]).ok();
+    // Another user than the default: no connection is ready for him.
+    let refused = gateway.exec("ws+root", "true").finish().exits(5);
+    for remedy in ["status ws", "down ws", "up ws"] {
+        let remedy = format!("workspace {remedy}");
+        let told = format!("ssh vendetta {remedy}");
+        assert!(refused.error_text().contains(&told), "{refused}");
+        gateway.control(&remedy).ok();
+    }
+    gateway.exec("ws", "true").ok();
+}
+
+#[test]
 fn a_client_that_leaves_stops_watching_and_not_the_work() {
     let gateway = Gateway::docker();
     gateway.create("ws", &docker(TOOLS));

@@ -806,6 +806,59 @@ fn a_changed_host_key_is_refused_with_both_fingerprints_and_the_remedy() {
 }
 
 #[test]
+fn an_accepted_host_key_and_a_new_address_count_for_running_workspaces_at_once() {
+    let outer = Node::start();
+    let inner = Node::builder().docker().private().start();
+    let gateway = gateway(&outer);
+    add(&gateway, "outer", &outer);
+    let line = format!("node add inner dev@{} --jump outer", inner.address());
+    gateway.control(&line).ok();
+    workspace(&gateway, "ws", "inner");
+    let hostname = || gateway.exec("ws", "hostname").finish();
+    assert_eq!(hostname().text(), "ws");
+
+    let through = format!("dev@{}", outer.address());
+    let key = outer.rotate_host_key();
+    outer.kill_sshd();
+    outer.start_sshd();
+    becomes(&gateway, "outer", "down");
+    let refused = gateway.control("node test outer").finish().exits(5);
+    let remedy = format!("node add outer {through} --host-key {key}");
+    assert!(refused.error_text().contains(&remedy), "{refused}");
+    gateway.control(&remedy).ok();
+    assert_eq!(hostname().ok().text(), "ws");
+
+    let key = inner.rotate_host_key();
+    inner.kill_sshd();
+    inner.start_sshd();
+    becomes(&gateway, "inner", "down");
+    let refused = hostname().exits(5);
+    let remedy = format!("{line} --host-key {key}");
+    assert!(refused.error_text().contains(&remedy), "{refused}");
+    gateway.control(&remedy).ok();
+    assert_eq!(hostname().ok().text(), "ws");
+
+    // What was open stays so when the node is connected anew, and ends when it has moved.
+    let mut held = gateway.exec("ws", "echo up; cat").spawn();
+    held.expect_stdout(0, "up\n");
+    for again in [&line, "node test inner", "node test outer"] {
+        gateway.control(again).ok();
+        assert_eq!(hostname().ok().text(), "ws");
+    }
+    held.send("undisturbed\n");
+    held.expect_stdout(0, "undisturbed\n");
+    outer.sshd_lines(&["Port 2222"]);
+    let moved = format!("node add outer {through}:2222 --moved");
+    gateway.control(&moved).ok();
+    assert_eq!(hostname().ok().text(), "ws");
+    held.expect_stderr(0, "on node inner was lost");
+    assert_eq!(held.finish().code(), 255);
+    let circle = format!("{moved} --jump inner");
+    let circle = gateway.control(&circle).finish().exits(4);
+    assert!(circle.error_text().contains("itself"), "{circle}");
+}
+
+#[test]
 fn a_full_disk_and_a_wrong_clock_are_seen() {
     let (node, gateway) = with_docker();
     becomes(&gateway, "n1", "up");

@@ -344,3 +344,20 @@ fn one_whose_link_stood_still_at_the_end_is_told_the_end() {
     assert_eq!(told.code(), 7);
     assert!(told.text().contains("23 done"), "{told}");
 }
+
+#[test]
+fn a_name_that_no_terminal_can_have_is_told_with_those_that_it_can() {
+    let gateway = Gateway::with_workspace();
+    let long = "x".repeat(200);
+    for name in ["BAD/NAME", "@", "+@", "", &long] {
+        let refused = gateway.exec(&format!("ws++{name}"), "true").finish();
+        let refused = refused.exits(2);
+        for told in ["workspace ws: terminal name", "1 to 63 lower-case letters"] {
+            assert!(refused.error_text().contains(told), "{refused}");
+        }
+    }
+    let refused = gateway.exec("ws+nobody-here+main", "true").finish();
+    let refused = refused.exits(3);
+    let told = "has no user \"nobody-here\"";
+    assert!(refused.error_text().contains(told), "{refused}");
+}

@@ -22,8 +22,9 @@ use russh::keys::PrivateKeyWithHashAlg;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use vendetta_proto::NodeName;
 use vendetta_proto::agent::FOR_CLIENT;
+use vendetta_proto::name::InvalidName;
+use vendetta_proto::{NodeName, TerminalName};
 use vendetta_sshio::keys::PrivateKey;
 use vendetta_sshio::read_ahead::ReadAhead;
 use vendetta_sshio::transport;
@@ -70,6 +71,14 @@ pub enum AgentError {
         /// Nobody asked for them: it is the user that the workspace is meant for.
         is_default: bool,
     },
+    /// A login whose terminal cannot be called so, and that is no user's as it is.
+    #[error("workspace {workspace}: {source}")]
+    NoTerminal {
+        /// The workspace.
+        workspace: String,
+        /// The cause.
+        source: InvalidName,
+    },
     /// A session with the agent broke off.
     #[error("asking the agent of workspace {workspace}: {source}")]
     Session {
@@ -112,17 +121,23 @@ pub enum AgentError {
     },
 }
 
-/// The agent of `target` refused `login`, `[USER][+TERMINAL]`.
-fn no_user(target: &AgentTarget, login: &str) -> AgentError {
-    let named = !login.is_empty() && !login.starts_with('+');
-    let user = match &target.user {
-        Some(user) if !named => user,
-        _ => login,
+/// Why the agent refused `login`, `[USER][+TERMINAL]`; `default` is who is meant
+/// by one without a user.
+fn refused(workspace: String, default: Option<&str>, login: &str) -> AgentError {
+    let (user, terminal) = match login.rsplit_once('+') {
+        Some((user, terminal)) => (user, terminal.parse::<TerminalName>().map(drop)),
+        None => (login, Ok(())),
     };
-    AgentError::NoUser {
-        workspace: target.workspace.to_string(),
-        user: user.to_owned(),
-        is_default: !named,
+    match terminal {
+        Err(source) => AgentError::NoTerminal { workspace, source },
+        Ok(()) => AgentError::NoUser {
+            workspace,
+            user: match user {
+                "" => default.unwrap_or_default().to_owned(),
+                user => user.to_owned(),
+            },
+            is_default: user.is_empty(),
+        },
     }
 }
 
@@ -143,13 +158,18 @@ impl AgentError {
             } => Some(
                 "use an image that has this user, or name another as user in the config".to_owned(),
             ),
+            Self::TimedOut { workspace, .. } => Some(format!(
+                "its environment may be paused or out of resources: ssh vendetta workspace status {workspace}; \
+                 to start it anew, which ends what runs in it: ssh vendetta workspace down {workspace}; \
+                 ssh vendetta workspace up {workspace}"
+            )),
             Self::Handshake { .. }
             | Self::NoUser { .. }
+            | Self::NoTerminal { .. }
             | Self::Session { .. }
             | Self::Lost { .. }
             | Self::Answer { .. }
-            | Self::Refused { .. }
-            | Self::TimedOut { .. } => None,
+            | Self::Refused { .. } => None,
         }
     }
 }
@@ -376,9 +396,10 @@ impl Pool {
     /// # Errors
     /// When the agent cannot be reached.
     pub async fn open(&self, target: &AgentTarget) -> Result<Box<dyn ByteStream>, AgentError> {
+        let node = target.way();
         let opened = match &target.endpoint {
-            Endpoint::Unix(path) => target.node.open_unix(path).await,
-            Endpoint::Tcp { host, port } => target.node.open_tcp(host, *port).await,
+            Endpoint::Unix(path) => node.open_unix(path).await,
+            Endpoint::Tcp { host, port } => node.open_tcp(host, *port).await,
         };
         opened.map_err(|source| AgentError::Unreachable {
             workspace: target.workspace.to_string(),
@@ -415,7 +436,7 @@ impl Pool {
                 .await
                 .map_err(handshake)?;
             if !authenticated.success() {
-                return Err(no_user(target, user));
+                return Err(refused(workspace(), target.user.as_deref(), user));
             }
             Ok(AgentConnection {
                 handle,

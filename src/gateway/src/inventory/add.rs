@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use vendetta_proto::NodeName;
 use vendetta_sshio::keys::PublicKey;
 
@@ -184,6 +185,14 @@ impl Inventory {
                 address: format!("{}@{} port {}", row.user, row.host, row.port),
             });
         }
+        if let Some(jump) = &new.jump
+            && self.way_to(jump).contains(&new.name)
+        {
+            return Err(InventoryError::Circle {
+                name: new.name.to_string(),
+                jump: jump.to_string(),
+            });
+        }
         // A machine that has moved proves the same key.
         let pinned = known.map(|row| row.host_key);
         let host_key = new.host_key.clone();
@@ -211,6 +220,12 @@ impl Inventory {
             address,
             enrolled,
         })
+    }
+
+    /// A node and those through which it is reached.
+    fn way_to(&self, name: &NodeName) -> Vec<NodeName> {
+        let through = |name: &NodeName| self.find(name)?.place().row.clone()?.jump;
+        std::iter::successors(Some(name.clone()), through).collect()
     }
 
     fn transport_to(
@@ -283,7 +298,7 @@ impl Inventory {
         let place = self.remote_place(row)?;
         let node = match known {
             Some(node) => {
-                node.moved(place);
+                self.lead_to(&node, place)?;
                 node
             }
             None => {
@@ -297,6 +312,27 @@ impl Inventory {
         };
         ask_engines(&node, sink).await;
         Ok(node)
+    }
+
+    /// Has a node, and those behind it, reached in another way from now on.
+    fn lead_to(&self, node: &Node, place: Place) -> Result<(), InventoryError> {
+        let name = place.name.clone();
+        let before = node.place();
+        let stays = place.row.as_ref().is_some_and(|row| before.is_at(row));
+        node.moved(place);
+        if !stays {
+            before.here.cancel();
+        }
+        for behind in self.behind(&name) {
+            if let Some(node) = self.find(&behind)
+                && let Some(row) = node.place().row.clone()
+            {
+                let place = self.remote_place(row)?;
+                self.lead_to(&node, place)?;
+                node.check_soon();
+            }
+        }
+        Ok(())
     }
 
     /// Tries a node: connects anew, looks around, and has it looked at. It goes
@@ -353,6 +389,7 @@ impl Inventory {
         &self,
         row: &NodeRow,
         probe: &Probe,
+        here: &CancellationToken,
     ) -> Result<Arc<SshNode>, InventoryError> {
         let settings = &self.0.settings;
         let home = match probe.home.is_absolute() {
@@ -381,7 +418,7 @@ impl Inventory {
                 state_dir: home.join(".vendetta").join(settings.store.gateway_id()),
             },
             settings.tracker.clone(),
-            &settings.cancel,
+            here,
         );
         Ok(Arc::new(node))
     }

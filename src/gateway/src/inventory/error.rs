@@ -35,6 +35,14 @@ pub enum InventoryError {
         /// Where that node is.
         address: String,
     },
+    /// A node that would be reached through itself.
+    #[error("node {jump} is itself reached through node {name}")]
+    Circle {
+        /// The node.
+        name: String,
+        /// The node through which it was to be reached.
+        jump: String,
+    },
     /// There is no way into the machine.
     #[error(transparent)]
     Enroll(#[from] EnrollError),
@@ -52,7 +60,9 @@ impl InventoryError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NoNode { .. } => ErrorKind::NotFound,
-            Self::Local(_) | Self::Known { .. } | Self::Taken { .. } => ErrorKind::Conflict,
+            Self::Local(_) | Self::Known { .. } | Self::Taken { .. } | Self::Circle { .. } => {
+                ErrorKind::Conflict
+            }
             Self::Enroll(_) | Self::Node(_) => ErrorKind::Unavailable,
             Self::Store(error) => match error.exit_code() {
                 3 => ErrorKind::NotFound,
@@ -77,6 +87,7 @@ impl InventoryError {
                 "choose another name, or say that it is the same machine elsewhere: --moved"
                     .to_owned(),
             ),
+            Self::Circle { .. } => Some("name another node with --jump, or none".to_owned()),
             Self::Enroll(error) => error.remedy(),
             Self::Node(error) => error.remedy(),
             Self::Local(_) | Self::Store(_) => None,

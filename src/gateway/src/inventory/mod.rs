@@ -300,13 +300,18 @@ impl Inventory {
             ssh: None,
             allow_host: settings.allow_host,
             row: None,
+            here: settings.cancel.clone(),
             probe: None,
         }
     }
 
     fn remote_place(&self, row: NodeRow) -> Result<Place, InventoryError> {
         let probe = serde_json::from_value::<Probe>(row.probe.clone()).unwrap_or_default();
-        let ssh = self.connect(&row, &probe)?;
+        let before = self.find(&row.name).map(|node| node.place());
+        let stays = before.as_ref().filter(|before| before.is_at(&row));
+        let cancel = &self.0.settings.cancel;
+        let here = stays.map_or_else(|| cancel.child_token(), |before| before.here.clone());
+        let ssh = self.connect(&row, &probe, &here)?;
         let transport: Arc<dyn NodeTransport> = Arc::clone(&ssh) as _;
         let socket = probe
             .docker_socket()
@@ -319,6 +324,7 @@ impl Inventory {
             ssh: Some(ssh),
             allow_host: row.allow_host,
             row: Some(row),
+            here,
             probe: Some(probe),
         })
     }

@@ -38,6 +38,8 @@ pub struct Place {
     pub allow_host: bool,
     /// How it is stored; none: the gateway's own machine.
     pub row: Option<NodeRow>,
+    /// Cancelled when it is elsewhere, or the gateway ends.
+    pub here: CancellationToken,
     /// What was found on it when it was added or tested last; none: neither yet.
     pub probe: Option<Probe>,
 }
@@ -51,6 +53,14 @@ impl Place {
             Some(row) if row.port == 22 => format!("{}@{}", row.user, row.host),
             Some(row) => format!("{}@{} port {}", row.user, row.host, row.port),
         }
+    }
+
+    /// Whether it is reached as `row` says.
+    pub(super) fn is_at(&self, row: &NodeRow) -> bool {
+        self.row.as_ref().is_some_and(|own| {
+            (&own.host, own.port, &own.user, &own.jump)
+                == (&row.host, row.port, &row.user, &row.jump)
+        })
     }
 
     /// The providers that may run something: host only where it is allowed.

@@ -123,6 +123,8 @@ pub enum LinkError {
         expected: String,
         /// Fingerprint of the key that was proved.
         got: String,
+        /// The address as `node add` takes it.
+        words: String,
     },
     /// It does not let the gateway's key in.
     #[error("{address} does not accept the gateway's key {key} for user {user}")]
@@ -166,9 +168,9 @@ impl LinkError {
             Self::Dial { address, .. } | Self::TimedOut { address, .. } => Some(format!(
                 "see that the machine is on and that its sshd listens at {address}; the gateway keeps trying"
             )),
-            Self::HostKeyChanged { got, .. } => Some(format!(
+            Self::HostKeyChanged { got, words, .. } => Some(format!(
                 "only when you know why it changed (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub, \
-                 on the machine itself): ssh vendetta node add {node} ADDRESS --host-key {got}"
+                 on the machine itself): ssh vendetta node add {node} {words} --host-key {got}"
             )),
             Self::Authentication { user, .. } => Some(format!(
                 "put the line that this prints into ~{user}/.ssh/authorized_keys of the node: ssh vendetta node key"

@@ -65,7 +65,7 @@ where
 fn is_final(error: &AgentError) -> bool {
     matches!(
         error,
-        AgentError::NoUser { .. } | AgentError::Refused { .. }
+        AgentError::NoUser { .. } | AgentError::NoTerminal { .. } | AgentError::Refused { .. }
     ) || error.is_node_away()
 }
 
@@ -98,6 +98,7 @@ async fn wait_for(
 impl From<AgentError> for LinkError {
     fn from(error: AgentError) -> Self {
         let exit_code = match error {
+            AgentError::NoTerminal { .. } => 2,
             AgentError::NoUser { .. } => 3,
             _ => 5,
         };

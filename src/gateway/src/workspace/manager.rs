@@ -96,11 +96,19 @@ pub struct AgentTarget {
     /// The user of sessions whose login names none; none: the agent's own.
     pub user: Option<String>,
     /// The node it is on.
-    pub node: Arc<dyn NodeTransport>,
+    pub node: Arc<Node>,
     /// Where it is on that node.
     pub endpoint: Endpoint,
     /// Its host key.
     pub host_key: PublicKey,
+}
+
+impl AgentTarget {
+    /// The way to its node, which may be another one the next time.
+    #[must_use]
+    pub fn way(&self) -> Arc<dyn NodeTransport> {
+        Arc::clone(&self.node.place().transport)
+    }
 }
 
 /// The agent of a workspace, or the work that will bring it.

@@ -267,7 +267,7 @@ async fn start_environment(
         boot: start.boot,
         generation: start.generation,
         user: placement.user,
-        node,
+        node: Arc::clone(&entry.node),
         endpoint: placement.endpoint,
         host_key: entry.host_public.clone(),
     })

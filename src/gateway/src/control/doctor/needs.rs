@@ -20,7 +20,7 @@ for f in $d/libstdc++.so.6 $d/libfreetype.so.6 $d/libXext.so.6 $d/libXrender.so.
 [ -e $d/libstdc++.so.6 ] && grep -q GLIBCXX_3.4.25 $d/libstdc++.so.6 && echo symbols GLIBCXX_3.4.25; done; \
 for p in bash tar gzip curl wget ps git apt-get apk dnf zypper pacman; do command -v $p >/dev/null 2>&1 && echo program $p; done; \
 for f in /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes; do [ -r $f ] && echo limit $(cat $f); done; \
-echo memory $(grep MemTotal /proc/meminfo); echo processors $(grep -c ^processor /proc/cpuinfo); \
+echo memory $(grep MemTotal /proc/meminfo); echo processors $(nproc 2>/dev/null || grep -c ^processor /proc/cpuinfo); \
 cd; echo home $PWD; [ -w . ] && echo writable yes; echo disk $(df -Pk . | tail -n 1)'";
 
 /// An editor whose remote half runs in the environment.

@@ -92,6 +92,7 @@ impl Door {
                     address,
                     expected,
                     got,
+                    ..
                 },
                 HostKeys::Demanded(_),
             ) => EnrollError::HostKey {

@@ -39,6 +39,19 @@ pub struct Address {
     pub jump: Option<Arc<dyn NodeTransport>>,
 }
 
+impl Address {
+    /// As `node add` takes it: "user@host:port --jump NODE", with what is needed of that.
+    fn words(&self) -> String {
+        let host = match self.port {
+            22 => self.host.clone(),
+            _ => self.to_string(),
+        };
+        let jump = self.jump.as_ref().map(|jump| jump.name());
+        let jump = jump.map_or_else(String::new, |jump| format!(" --jump {jump}"));
+        format!("{}@{host}{jump}", self.user)
+    }
+}
+
 /// "host:port", with brackets around an IPv6 address.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,6 +120,7 @@ pub(in super::super) async fn greet(
             address: address.to_string(),
             expected: host_keys.expected(),
             got: got.fingerprint(),
+            words: address.words(),
         }),
         (result, _) => Err(LinkError::Handshake {
             address: address.to_string(),

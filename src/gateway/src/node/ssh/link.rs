@@ -75,7 +75,17 @@ impl Snapshot {
     }
 }
 
-/// The kept connection; its owner ends with `stop`.
+/// What ends the owner of a connection.
+#[derive(Debug)]
+pub(super) struct Ends {
+    /// Nobody uses the node any more; also cancelled with the other. What goes
+    /// through the connection goes on, which ends with the last of that.
+    pub unused: CancellationToken,
+    /// The connection is to be closed.
+    pub closed: CancellationToken,
+}
+
+/// The kept connection; its owner ends as [`Ends`] says.
 #[derive(Debug)]
 pub(super) struct Link {
     snapshot: watch::Receiver<Snapshot>,
@@ -90,12 +100,8 @@ pub(super) struct Link {
 type Renewal = (Duration, oneshot::Sender<bool>);
 
 impl Link {
-    /// A connection that is made once it is needed, by a task in `tasks` until `stop`.
-    pub(super) fn new(
-        connector: Arc<Connector>,
-        tasks: &TaskTracker,
-        stop: CancellationToken,
-    ) -> Self {
+    /// A connection that is made once it is needed, by a task in `tasks` until `ends`.
+    pub(super) fn new(connector: Arc<Connector>, tasks: &TaskTracker, ends: Ends) -> Self {
         let (snapshots, snapshot) = watch::channel(Snapshot {
             state: LinkState::Idle,
             connection: None,
@@ -113,7 +119,7 @@ impl Link {
             states,
             needed: Arc::clone(&needed),
             renewed,
-            stop,
+            ends,
         };
         tasks.spawn(owner.run());
         Self {
@@ -206,13 +212,16 @@ struct Owner {
     states: watch::Sender<LinkState>,
     needed: Arc<Notify>,
     renewed: mpsc::Receiver<Renewal>,
-    stop: CancellationToken,
+    ends: Ends,
 }
 
 impl Owner {
     async fn run(mut self) {
-        let stop = self.stop.clone();
-        stop.run_until_cancelled(self.keep()).await;
+        let unused = self.ends.unused.clone();
+        unused.run_until_cancelled(self.keep()).await;
+        if !self.ends.closed.is_cancelled() {
+            return;
+        }
         let connection = self.snapshots.borrow().connection.clone();
         if let Some(connection) = connection {
             connection.disconnect().await;

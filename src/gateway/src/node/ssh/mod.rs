@@ -80,7 +80,7 @@ pub struct Settings {
 }
 
 /// A node behind SSH. Its connection is made when it is first needed, and kept.
-/// When this is dropped the connection is closed.
+/// When this is dropped the connection is closed with the last stream through it.
 #[derive(Debug)]
 pub struct SshNode {
     name: CurrentName,
@@ -90,26 +90,30 @@ pub struct SshNode {
     sessions: Arc<Sessions>,
     arch: OnceCell<Arch>,
     tasks: TaskTracker,
-    _stop: DropGuard,
+    _used: DropGuard,
 }
 
 impl SshNode {
     /// The node; nothing is connected yet. Its tasks run in `tasks`, on the runtime of the
-    /// caller, until `stop`.
+    /// caller, until `stop`, which closes the connection at once.
     #[must_use]
     pub fn new(settings: Settings, tasks: TaskTracker, stop: &CancellationToken) -> Self {
-        let stop = stop.child_token();
+        let unused = stop.child_token();
         let connector = Arc::new(Connector {
             address: settings.address,
             host_keys: settings.host_keys,
             key: settings.key,
         });
-        let link = Arc::new(Link::new(Arc::clone(&connector), &tasks, stop.clone()));
+        let ends = link::Ends {
+            unused: unused.clone(),
+            closed: stop.clone(),
+        };
+        let link = Arc::new(Link::new(Arc::clone(&connector), &tasks, ends));
         let sessions = Sessions::new(
             Arc::clone(&link),
             Arc::clone(&connector),
             tasks.clone(),
-            stop.clone(),
+            unused.clone(),
         );
         Self {
             name: settings.name,
@@ -119,7 +123,7 @@ impl SshNode {
             sessions: Arc::new(sessions),
             arch: OnceCell::new(),
             tasks,
-            _stop: stop.drop_guard(),
+            _used: unused.drop_guard(),
         }
     }
 
