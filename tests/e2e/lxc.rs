@@ -209,6 +209,44 @@ fn a_container_that_restarts_itself_comes_back_with_its_agent() {
 }
 
 #[test]
+fn services_and_the_up_hook_come_back_when_it_restarts_itself() {
+    let gateway = Gateway::builder().lxc(Lxc::Incus).start();
+    let config = "provider: lxc
+lxc: {image: systemd}
+hooks: {up: \"echo up >>/workspace/ups\"}
+services: {web: {command: \"echo on >>/workspace/starts; exec sleep infinity\"}}
+";
+    gateway.create("p", config);
+    gateway.control("workspace up p").ok();
+    // Asked of the engine: the gateway, asked for a session, would look at what there is.
+    let resources = gateway.lxc_resources();
+    let mut instances = resources
+        .iter()
+        .filter_map(|of| of.strip_prefix("instance "));
+    let instance = instances.next().expect("a container");
+    let lines = || {
+        let count = "cat /workspace/starts | wc -l; cat /workspace/ups | wc -l";
+        let client = gateway.lxc();
+        let said = client.client(&["exec", instance, "--", "sh", "-c", count]);
+        said.finish().text()
+    };
+    assert_eq!(lines(), "1\n1");
+    let _ = gateway.exec("p", "reboot").finish();
+    eventually("what ran in it runs again, unasked", || lines() == "2\n2");
+    eventually("it is up", || gateway.state("p") == "running");
+    // So it does when the agent alone was restarted …
+    let kill = "systemctl kill --signal=KILL vendetta-agent";
+    let _ = gateway.exec("p", kill).finish();
+    eventually("it runs again, unasked", || lines() == "3\n3");
+    eventually("it is up", || gateway.state("p") == "running");
+    // … and whoever asks at once waits for it.
+    let _ = gateway.exec("p", kill).finish();
+    let up = gateway.control("workspace up p").ok();
+    assert!(up.text().contains("services ready"), "{up}");
+    assert_eq!(lines(), "4\n4");
+}
+
+#[test]
 fn one_that_is_shut_down_from_inside_is_stopped_and_comes_back_when_asked() {
     let gateway = Gateway::builder().lxc(Lxc::Lxd).start();
     create(&gateway, "busybox");

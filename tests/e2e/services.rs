@@ -256,6 +256,38 @@ fn services_are_stopped_started_and_restarted_one_by_one() {
 }
 
 #[test]
+fn up_of_one_that_runs_starts_what_has_failed_and_leaves_what_was_stopped() {
+    let gateway = Gateway::docker();
+    let flaky = "while test -e /workspace/good; do sleep 0.1; done; echo broken; exit 1";
+    gateway.create(
+        "ws",
+        &format!(
+            "provider: docker
+docker: {{image: \"{TOOLS}\"}}
+hooks: {{create: \"touch /workspace/good\"}}
+services:
+  flaky: {{command: \"{flaky}\", port: 7000, restart: \"no\", health_check: {{command: \"test -e /workspace/good\"}}}}
+  quiet: {{command: sleep infinity}}
+"
+        ),
+    );
+    gateway.control("workspace up ws").ok();
+    gateway.control("workspace stop ws quiet").ok();
+    gateway.exec("ws", "rm /workspace/good").ok();
+    eventually("it has failed", || {
+        service(&gateway, "flaky")["state"] == "failed"
+    });
+    let up = gateway.control("workspace up ws").finish().exits(5);
+    assert!(up.error_text().contains("service flaky is"), "{up}");
+    assert!(up.error_text().contains("broken"), "{up}");
+    gateway.exec("ws", "touch /workspace/good").ok();
+    let up = gateway.control("workspace up ws").ok();
+    assert_eq!(service(&gateway, "flaky")["state"], "healthy", "{up}");
+    assert_eq!(service(&gateway, "quiet")["state"], "stopped", "{up}");
+    assert!(up.text().contains("restart ws quiet"), "{up}");
+}
+
+#[test]
 fn services_and_their_log_survive_the_gateway() {
     let mut gateway = gateway_with_chain();
     gateway.control("workspace up ws").ok();

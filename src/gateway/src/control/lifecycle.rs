@@ -1,8 +1,11 @@
 //! Bringing a workspace up and down, making it anew, removing it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::json;
+use vendetta_proto::ServiceName;
+use vendetta_proto::rpc::ServiceState;
 
 use super::command::{Done, Session};
 use super::failure::Failure;
@@ -11,7 +14,7 @@ use super::service;
 use super::workspace::find;
 use crate::access::{Action, Authorized};
 use crate::inventory::AgentAccess;
-use crate::workspace::{Operation, WorkspaceRef, Workspaces};
+use crate::workspace::{Operation, ServiceRequest, WorkspaceRef, Workspaces};
 
 /// What to do with a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +72,9 @@ pub(super) async fn follow(
         &follow_up,
     )
     .await?;
+    if change == Change::Up {
+        start_failed(session, workspace).await?;
+    }
     let text = if session.json {
         result_line("workspace", &session.control.workspaces.status(workspace)?)
     } else if change == Change::Down {
@@ -80,6 +86,36 @@ pub(super) async fn follow(
     };
     session.console.out(&text).await?;
     Ok(Done::Ok)
+}
+
+/// Starts the services that are not well any more in a workspace that was up
+/// already; one that somebody stopped is left to them.
+async fn start_failed(
+    session: &mut Session<'_>,
+    workspace: &Authorized<WorkspaceRef>,
+) -> Result<(), Failure> {
+    let workspaces = session.control.workspaces.clone();
+    if workspaces.service_names(workspace)?.is_empty() {
+        return Ok(());
+    }
+    let services = workspaces.services(workspace).await?.into_iter();
+    let stopped = |state| matches!(state, ServiceState::Stopped | ServiceState::Stopping);
+    let failed = services.filter(|service| !service::is_well(service) && !stopped(service.state));
+    let failed: BTreeSet<ServiceName> = failed.map(|service| service.name).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let request = ServiceRequest::Start;
+    let operation = workspaces
+        .change_services(workspace, request, failed)
+        .await?;
+    let name = &workspace.name;
+    let (subject, follow_up) = (
+        format!("workspace {name}"),
+        format!("ssh vendetta workspace services {name}"),
+    );
+    let (console, json) = (&mut session.console, session.json);
+    watch(console, json, operation, &subject, &follow_up).await
 }
 
 /// What runs where, and how to use it.
@@ -95,7 +131,7 @@ async fn started(
     let services = workspaces.services(workspace).await?;
     let table = service::listed(session, workspace, &services);
     let name = &workspace.name;
-    // One that was stopped or has failed since is left to its owner.
+    // One that was stopped is left to its owner.
     let troubled: Vec<&str> = services
         .iter()
         .filter(|service| !service::is_well(service))

@@ -19,7 +19,7 @@ use super::error::Explain;
 use super::manager::AgentTarget;
 use super::services::Services;
 use super::state::{Desired, Effect, Event, Found, Machine, Outcome, Phase, Record, Request, Work};
-use super::{ErrorKind, Failure, Operation, ProgressSink, WorkspaceError, work};
+use super::{ErrorKind, Failure, Operation, ProgressSink, WorkspaceError, restart, work};
 use crate::events::Happening;
 use crate::node::AgentAccess;
 use crate::provider::Context;
@@ -130,6 +130,7 @@ impl Actor {
                         let _ = done.send(());
                     }
                 }
+                Next::Told(Some(Message::Restarted { boot })) => self.restarted(boot).await,
                 Next::Told(Some(Message::Idle)) => self.idle().await,
                 Next::Told(Some(Message::Forget(done))) => {
                     self.forget().await;
@@ -249,6 +250,27 @@ impl Actor {
         self.take(machine, effects).await;
     }
 
+    /// Asks its agent whether what the last start brought up is still there.
+    async fn look_inside(&mut self) {
+        if let Some(target) = self.target.clone()
+            && self.entry.spec.starts_something()
+            && restart::is_undone(&self.services.pool, &target).await
+        {
+            self.restarted(target.boot).await;
+        }
+    }
+
+    /// Brings up again what a restart from inside ended, unless a start since
+    /// the one of this number has done so.
+    async fn restarted(&mut self, boot: u64) {
+        if boot != self.machine.record().boot || self.machine.work().is_some() {
+            return;
+        }
+        tracing::info!(workspace = %self.entry.reference.name, "restarted from inside");
+        let (machine, effects) = self.machine.step(Event::Restarted);
+        self.take(machine, effects).await;
+    }
+
     async fn inspect(&self) -> std::result::Result<Found, WorkspaceError> {
         let about = self.entry.context();
         let (_, provider) = self.entry.place()?;
@@ -284,8 +306,9 @@ impl Actor {
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Operation {
         if request == Request::Up && self.machine.phase() == Phase::Running {
-            // It may have ended and the engine not told us yet.
+            // It may have ended, or been restarted from inside, and nobody told us yet.
             self.look().await;
+            self.look_inside().await;
         }
         let before = self.machine;
         let (machine, effects) = before.step(Event::Asked(request));

@@ -1,5 +1,6 @@
 //! What is there for an environment as long as sessions can be opened in it:
-//! its ports on the gateway's machine, and the watch for going idle.
+//! its ports on the gateway's machine, and the watches for going idle and for a
+//! restart from inside.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use vendetta_proto::ServiceName;
 use super::entry::Entry;
 use super::manager::AgentTarget;
 use super::services::Services;
-use super::{ProgressSink, idle};
+use super::{ProgressSink, idle, restart};
 use crate::ports::{Open, Opening};
 
 /// Dropped, it ends.
@@ -61,6 +62,11 @@ pub(super) async fn attend(
         }
     }
     let mut watches = Vec::new();
+    if entry.spec.starts_something() {
+        let (entry, pool) = (Arc::clone(entry), services.pool.clone());
+        let watching = restart::watch(entry, pool, Arc::clone(target));
+        watches.push(AbortOnDropHandle::new(services.tracker.spawn(watching)));
+    }
     if let Some(limit) = entry.spec.idle_timeout() {
         let watching = idle::watch(Arc::clone(entry), limit);
         watches.push(AbortOnDropHandle::new(services.tracker.spawn(watching)));

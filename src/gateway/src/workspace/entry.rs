@@ -28,6 +28,11 @@ pub(super) enum Message {
     /// Something may have happened to the environment: look, and tell whoever
     /// waits for it.
     Look(Option<oneshot::Sender<()>>),
+    /// The agent that the start of this number reached has given way to another one.
+    Restarted {
+        /// The number of the start.
+        boot: u64,
+    },
     /// Nothing has used it for as long as its `idle_timeout`.
     Idle,
     /// Its node is removed: give it up, leave what there is of it, and say when

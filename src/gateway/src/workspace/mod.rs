@@ -21,6 +21,7 @@ mod inside;
 mod manager;
 mod operation;
 mod provision;
+mod restart;
 mod service;
 mod services;
 mod spec;

@@ -148,6 +148,13 @@ impl Spec {
         (!timeout.is_zero()).then_some(timeout)
     }
 
+    /// Whether a start brings anything up in the environment: services, or what
+    /// its hook starts.
+    #[must_use]
+    pub fn starts_something(&self) -> bool {
+        !self.config.services.is_empty() || self.config.hooks.up.is_some()
+    }
+
     /// Parts of the config that are stored, but that this version does not act
     /// on; one line each, for people.
     #[must_use]

@@ -12,6 +12,7 @@
 //!      └────────────────────────────────────┘ down
 //!
 //!   running ── went idle ──▶ stopping
+//!   running, failed ── restarted from inside ──▶ starting
 //!   starting, stopping ── failed work ──▶ failed
 //!   any ── destroy ──▶ destroying ── done ──▶ destroyed (the end)
 //!                       │     ▲
@@ -154,6 +155,9 @@ pub enum Event {
     Ended(Outcome),
     /// The engine was asked while no work was under way.
     Found(Found),
+    /// The environment was restarted from inside: it runs, and what the last
+    /// start brought up in it does not.
+    Restarted,
 }
 
 /// What is to be done, in order.
@@ -317,6 +321,7 @@ impl Machine {
             Event::Asked(request) => self.asked(request),
             Event::Ended(outcome) => self.ended(outcome),
             Event::Found(found) => self.found(found),
+            Event::Restarted => self.restarted(),
         }
     }
 
@@ -395,6 +400,16 @@ impl Machine {
             (Life::Failed { .. }, Desired::Down | Desired::Idle) if !up => rest(Life::Stopped),
             _ if up => Self::pursue(record, false),
             _ => rest(self.life),
+        }
+    }
+
+    fn restarted(self) -> (Self, Vec<Effect>) {
+        match (self.life, self.record.desired) {
+            (Life::Running | Life::Failed { .. }, Desired::Running) => {
+                Self::pursue(self.record, false)
+            }
+            // Work under way sees to it, or ends what there is.
+            _ => (self, Vec::new()),
         }
     }
 

@@ -28,6 +28,8 @@ enum Happening {
     StartedByHand,
     /// Somebody looks.
     Look,
+    /// It restarts itself.
+    Restarts,
     /// `kill -9` of the gateway, with the work under way done in part.
     Crash {
         engine_answers: bool,
@@ -181,6 +183,16 @@ impl World {
                 let found = self.found();
                 self.event(Event::Found(found));
             }
+            Happening::Restarts => {
+                let before = self.machine;
+                self.event(Event::Restarted);
+                let resting = matches!(before.phase(), Phase::Running | Phase::Failed);
+                if resting && before.record().desired == Desired::Running {
+                    assert_eq!(self.machine.phase(), Phase::Starting);
+                } else {
+                    assert_eq!(self.machine, before, "only what is meant to run is started");
+                }
+            }
             Happening::Crash { engine_answers } => {
                 if let Some(work) = self.in_flight.take() {
                     self.do_work(work, false);
@@ -224,6 +236,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::EndsByItself),
         1 => Just(Happening::StartedByHand),
         2 => Just(Happening::Look),
+        1 => Just(Happening::Restarts),
         2 => any::<bool>().prop_map(|engine_answers| Happening::Crash { engine_answers }),
     ]
 }

@@ -32,7 +32,7 @@ use super::manager::AgentTarget;
 use super::provision::provision;
 use super::service::{self, ServiceRequest};
 use super::services::{Services, allowed};
-use super::{ErrorKind, WorkspaceError};
+use super::{ErrorKind, WorkspaceError, restart};
 use crate::agent::client::AgentClient;
 use crate::agent::pool::AgentError;
 use crate::node::{AgentAccess, ByteStream, NodeError, NodeTransport};
@@ -113,6 +113,8 @@ pub(super) async fn start(
             }
             client => client.map_err(|error| error.explain(&about))?,
         };
+        let marked = restart::mark(&client).await;
+        marked.map_err(|error| error.explain(&about))?;
         let place = Place {
             about: &about,
             client: &client,
@@ -155,9 +157,7 @@ fn is_plain(entry: &Entry, generation: u64) -> bool {
     let config = &entry.spec.config;
     let to_set_up =
         config.repo.is_some() || config.dotfiles.is_some() || config.hooks.create.is_some();
-    config.services.is_empty()
-        && config.hooks.up.is_none()
-        && (!to_set_up || entry.provisioned() == generation)
+    !entry.spec.starts_something() && (!to_set_up || entry.provisioned() == generation)
 }
 
 async fn start_services(
