@@ -40,12 +40,20 @@ async fn a_connection_is_made_when_it_is_needed_and_then_kept() {
         sshd.log()
             .contains("kex: client->server cipher: aes128-gcm")
     );
+    // What goes through it keeps it.
+    let (listener, mut stream) = silent_stream(&sshd, &node).await;
     drop(node);
+    let (mut other, _) = listener.accept().await.unwrap();
+    other.write_all(b"x").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    assert!(!sshd.log().contains("Closing connection to"));
+    drop(stream);
     let deadline = Instant::now() + Duration::from_secs(5);
-    while !sshd.log().contains("isconnected from") && Instant::now() < deadline {
+    while !sshd.log().contains("Closing connection to") && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(sshd.log().contains("isconnected from"), "{}", sshd.log());
+    let log = sshd.log();
+    assert!(log.contains("Closing connection to"), "{log}");
 }
 
 #[tokio::test]
