@@ -6,6 +6,7 @@ pub mod keys;
 pub mod local_stream;
 pub mod read_ahead;
 pub mod relay;
+pub mod request;
 pub mod splice;
 pub mod transport;
 pub mod workers;

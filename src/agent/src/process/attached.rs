@@ -8,12 +8,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
-use super::{Identity, Table, run_as};
+use super::{Identity, Table, is_stranger, run_as};
 
 /// The pipes that are a session's streams, told apart by their inodes, which
 /// both ends of a pipe have in common.
@@ -29,9 +28,10 @@ impl Pipes {
     }
 
     /// Sends `signal` to the process that `leader` was, and to those of the group
-    /// that it started which have one of the pipes. They are looked into as `identity`, who
-    /// they run as: root may not, where it lacks the capability (CAP_SYS_PTRACE). Once the leader has been
-    /// reaped, a process with its number is a stranger (see [`super::signal_group`]).
+    /// that it started which have one of the pipes. They are looked into as
+    /// `identity`, who they run as: root may not, where it lacks the capability
+    /// (CAP_SYS_PTRACE). Once the leader has been reaped, a process with its
+    /// number is a stranger (see [`super::signal_group`]).
     pub async fn signal(
         &self,
         identity: Option<Identity>,
@@ -39,7 +39,7 @@ impl Pipes {
         signal: Signal,
         leader_reaped: bool,
     ) {
-        if leader_reaped && kill(leader, None) != Err(Errno::ESRCH) {
+        if is_stranger(leader, leader_reaped) {
             return;
         }
         let pipes = self.clone();

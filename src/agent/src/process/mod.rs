@@ -23,10 +23,14 @@ use nix::unistd::Pid;
 /// member of the group lives; so when a process has that number again it is a
 /// stranger, and nothing is sent.
 pub fn signal_group(leader: Pid, signal: Signal, leader_reaped: bool) {
-    if leader_reaped && kill(leader, None) != Err(Errno::ESRCH) {
-        return;
+    if !is_stranger(leader, leader_reaped) {
+        let _ = killpg(leader, signal);
     }
-    let _ = killpg(leader, signal);
+}
+
+/// See [`signal_group`].
+fn is_stranger(leader: Pid, leader_reaped: bool) -> bool {
+    leader_reaped && kill(leader, None) != Err(Errno::ESRCH)
 }
 
 /// Sends it SIGHUP; a stopped process gets that only once it continues.

@@ -6,6 +6,7 @@ use russh::{ChannelId, ChannelMsg, ChannelReadHalf};
 use vendetta_proto::agent::ORIGINAL_COMMAND;
 use vendetta_proto::rpc::SUBSYSTEM;
 use vendetta_sshio::control::Size;
+use vendetta_sshio::request::{answer, wants_reply};
 
 use super::pty::{self, Opened};
 use crate::admission::Peer;
@@ -178,24 +179,10 @@ pub async fn receive(
 
 /// Refuses a request that comes when the program runs already.
 pub async fn refuse_late(connection: &Connection, id: ChannelId, message: &ChannelMsg) {
-    if let ChannelMsg::RequestPty { want_reply, .. }
-    | ChannelMsg::RequestShell { want_reply }
-    | ChannelMsg::Exec { want_reply, .. }
-    | ChannelMsg::RequestSubsystem { want_reply, .. }
-    | ChannelMsg::RequestX11 { want_reply, .. }
-    | ChannelMsg::SetEnv { want_reply, .. }
-    | ChannelMsg::AgentForward { want_reply }
-    | ChannelMsg::OtherRequest { want_reply, .. } = message
-    {
-        reply(connection, id, *want_reply, false).await;
-    }
+    reply(connection, id, wants_reply(message), false).await;
 }
 
 /// Answers a request if the client wants an answer.
 pub async fn reply(connection: &Connection, id: ChannelId, want_reply: bool, accepted: bool) {
-    let _ = match (want_reply, accepted) {
-        (false, _) => Ok(()),
-        (true, true) => connection.handle.channel_success(id).await,
-        (true, false) => connection.handle.channel_failure(id).await,
-    };
+    let _ = answer(&connection.handle, id, want_reply, accepted).await;
 }

@@ -11,6 +11,7 @@ use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, s
 use tokio::io::{AsyncWriteExt, SimplexStream, WriteHalf};
 use tokio::sync::watch;
 use vendetta_sshio::relay::{self, ClientSide};
+use vendetta_sshio::request::{answer, wants_reply};
 
 use super::attach;
 use super::environment::{Environment, stderr_line};
@@ -263,36 +264,6 @@ async fn started(
             ChannelMsg::Close => return None,
             other => answer(wants_reply(&other), false).await?,
         }
-    }
-}
-
-/// Answers a request, if the client wants an answer; none when it is gone.
-async fn answer(
-    connection: &server::Handle,
-    id: ChannelId,
-    want_reply: bool,
-    granted: bool,
-) -> Option<()> {
-    match (want_reply, granted) {
-        (false, _) => Ok(()),
-        (true, true) => connection.channel_success(id).await,
-        (true, false) => connection.channel_failure(id).await,
-    }
-    .ok()
-}
-
-/// Whether a message is a request that wants a reply.
-fn wants_reply(message: &ChannelMsg) -> bool {
-    match message {
-        ChannelMsg::RequestPty { want_reply, .. }
-        | ChannelMsg::RequestShell { want_reply }
-        | ChannelMsg::Exec { want_reply, .. }
-        | ChannelMsg::RequestSubsystem { want_reply, .. }
-        | ChannelMsg::RequestX11 { want_reply, .. }
-        | ChannelMsg::SetEnv { want_reply, .. }
-        | ChannelMsg::AgentForward { want_reply }
-        | ChannelMsg::OtherRequest { want_reply, .. } => *want_reply,
-        _ => false,
     }
 }
 
