@@ -4,11 +4,17 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use vendetta_tests::{
     BOOT, Gateway, MachineImage, Node, NodeBuilder, Process, Run, eventually, random_bytes,
 };
+
+/// Tells one boot of a machine from another.
+const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
 fn config(image: &Path, more: &str) -> String {
     format!(
@@ -182,15 +188,14 @@ fn a_machine_outlives_its_gateway_and_its_sudden_end_is_told() {
     let mut gateway = gateway("");
     gateway.create("vm", &config(&MachineImage::Small.path(), ""));
     slow(&gateway, "workspace up vm").ok();
-    let boot = "cat /proc/sys/kernel/random/boot_id";
-    let before = gateway.exec("vm", boot).ok().text();
+    let before = gateway.exec("vm", BOOT_ID).ok().text();
     gateway
         .exec("vm", "echo kept >/workspace/file && sync")
         .ok();
     gateway.kill();
     gateway.start();
     assert_eq!(
-        gateway.exec("vm", boot).ok().text(),
+        gateway.exec("vm", BOOT_ID).ok().text(),
         before,
         "it is the same machine"
     );
@@ -208,7 +213,10 @@ fn a_machine_outlives_its_gateway_and_its_sudden_end_is_told() {
     // The last that its console said.
     assert!(note.contains("vendetta_agent"), "{note}");
     slow(&gateway, "workspace up vm").ok();
-    let now = gateway.exec("vm", &format!("cat file; {boot}")).ok().text();
+    let now = gateway
+        .exec("vm", &format!("cat file; {BOOT_ID}"))
+        .ok()
+        .text();
     assert!(now.starts_with("kept\n") && !now.contains(&before), "{now}");
 
     // What the console says does not fill the node's disk, whether there is a gateway or not.
@@ -245,7 +253,7 @@ fn the_cloud_image_of_a_distribution_needs_nothing_of_ours() {
     assert_eq!(who.text(), "ada\n/workspace\nvm\nroot");
     gateway.exec("vm", "echo kept >file").ok();
     // What the system itself started is the workspace's too; the agent's own port is not.
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     loop {
         let ports = gateway.control("workspace ports vm --json").ok().json();
         let ports = ports["discovered"].as_array().expect("a list").clone();
@@ -256,17 +264,75 @@ fn the_cloud_image_of_a_distribution_needs_nothing_of_ours() {
             break;
         }
         assert!(began.elapsed() < BOOT, "{ports:?}");
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        thread::sleep(Duration::from_secs(1));
     }
     // Its root file system takes the room that the config says, once cloud-init has come so far.
     while root_size(&gateway) < 7 << 28 {
         assert!(began.elapsed() < BOOT, "{}", root_size(&gateway));
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        thread::sleep(Duration::from_secs(1));
     }
+    // It restarts as any system does, without cloud-init's help this time.
+    let before = gateway.exec("vm", BOOT_ID).ok().text();
+    let _ = gateway.exec("vm", "sudo -n reboot").finish();
+    let began = Instant::now();
+    let now = loop {
+        let said = gateway
+            .exec("vm", &format!("{BOOT_ID}; cat file"))
+            .limit(BOOT);
+        let said = said.finish();
+        if said.status.success() && !said.text().contains(&before) {
+            break said.text();
+        }
+        assert!(began.elapsed() < BOOT, "{said}");
+        thread::sleep(Duration::from_secs(1));
+    };
+    assert!(now.ends_with("\nkept"), "{now}");
     slow(&gateway, "workspace down vm").ok();
-    slow(&gateway, "workspace up vm").ok();
-    assert_eq!(gateway.exec("vm", "cat file").ok().text(), "kept");
     gateway.control("workspace destroy vm --yes").ok();
+}
+
+#[test]
+fn services_and_the_up_hook_come_back_when_a_machine_restarts_itself() {
+    // The gateway is not asked, which would make it look: what runs in the machine tells.
+    let ear = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = ear.local_addr().expect("its address").port();
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        for stream in ear.incoming() {
+            let mut said = String::new();
+            stream
+                .and_then(|mut stream| stream.read_to_string(&mut said))
+                .expect("what it says");
+            if tell.send(said).is_err() {
+                return;
+            }
+        }
+    });
+    let both = || {
+        let mut said = [(); 2].map(|()| told.recv_timeout(BOOT).expect("somebody who tells"));
+        said.sort();
+        said
+    };
+    let gateway = gateway("");
+    let more = format!(
+        "\
+hooks: {{up: \"echo up | socat -u - TCP:10.0.2.2:{port}\"}}
+services: {{web: {{command: \"{BOOT_ID} | socat -u - TCP:10.0.2.2:{port}; exec sleep infinity\"}}}}
+"
+    );
+    gateway.create("vm", &config(&MachineImage::Small.path(), &more));
+    slow(&gateway, "workspace up vm").ok();
+    let first = both();
+    assert_eq!(first[1], "up\n");
+    gateway.exec("vm", "echo kept >file").ok();
+    gateway.exec("vm", "setsid -f busybox reboot").ok();
+    let second = both();
+    assert_eq!(second[1], "up\n");
+    assert_ne!(first[0], second[0], "it has not restarted");
+    eventually("it is up", || gateway.state("vm") == "running");
+    let said = gateway.exec("vm", &format!("cat file; {BOOT_ID}")).ok();
+    assert_eq!(format!("{}\n", said.text()), format!("kept\n{}", second[0]));
+    assert!(told.try_recv().is_err(), "something was started twice");
 }
 
 /// With all that is done in an environment, and no network that leads out of it.
