@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use vendetta::node::NodeTransport;
-use vendetta::provider::{
-    Context, Environment, Provider, ProviderError, Qemu, QemuSettings, run_dir,
-};
-use vendetta::workspace::{ProgressSink, WorkspaceId};
-use vendetta_proto::spec::{Accel, ProjectConfig, QemuConfig};
+use vendetta::provider::{Context, Environment, Provider, ProviderError, Qemu, QemuSettings};
+use vendetta::workspace::ProgressSink;
+use vendetta_proto::spec::{Accel, QemuConfig};
 use vendetta_tests::{BOOT, Node};
 
 use crate::machine::Machine;
+use crate::qemu::machine;
 use crate::subject::Life;
 
 /// Stands before the QEMU of the node, answers for the guests that try KVM, and emulates
@@ -109,25 +108,15 @@ struct Gateway<'a> {
 impl Gateway<'_> {
     /// Starts a machine that wants `accel`.
     async fn start(&self, accel: Accel) -> Result<Environment, ProviderError> {
-        let id = WorkspaceId::random();
-        let environment = Environment {
-            build_context: None,
-            run_dir: run_dir(self.node.as_ref(), &id),
-            id,
-            name: "web".parse().unwrap(),
-            generation: 1,
-            config: ProjectConfig {
-                qemu: Some(QemuConfig {
-                    image: format!("{IMAGES}/disk.qcow2"),
-                    cpu: Some(1),
-                    memory: Some("256M".parse().unwrap()),
-                    disk: Some("1G".parse().unwrap()),
-                    accel: Some(accel),
-                }),
-                ..ProjectConfig::default()
-            },
-            agent: format!("{IMAGES}/disk.qcow2").into(),
+        let image = format!("{IMAGES}/disk.qcow2");
+        let qemu = QemuConfig {
+            image: image.clone(),
+            cpu: Some(1),
+            memory: Some("256M".parse().unwrap()),
+            disk: Some("1G".parse().unwrap()),
+            accel: Some(accel),
         };
+        let environment = machine(self.node.as_ref(), qemu, &image);
         let context = Context {
             progress: ProgressSink::new(),
             cancel: CancellationToken::new(),

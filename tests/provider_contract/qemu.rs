@@ -14,6 +14,23 @@ use vendetta::workspace::{Found, ProgressSink, WorkspaceId};
 use vendetta_proto::spec::{Accel, ProjectConfig, QemuConfig};
 use vendetta_tests::{Run, eventually, sha256};
 
+/// The environment of a new workspace, which is a machine on a node.
+pub fn machine(node: &dyn NodeTransport, qemu: QemuConfig, agent: &str) -> Environment {
+    let id = WorkspaceId::random();
+    Environment {
+        build_context: None,
+        run_dir: run_dir(node, &id),
+        id,
+        name: "web".parse().unwrap(),
+        generation: 1,
+        config: ProjectConfig {
+            qemu: Some(qemu),
+            ..ProjectConfig::default()
+        },
+        agent: agent.into(),
+    }
+}
+
 /// A provider on this machine with a folder of its own.
 struct Bench {
     dir: tempfile::TempDir,
@@ -58,7 +75,6 @@ impl Bench {
     }
 
     fn environment(&self, image: &str) -> Environment {
-        let id = WorkspaceId::random();
         let qemu = QemuConfig {
             image: image.to_owned(),
             cpu: None,
@@ -66,18 +82,7 @@ impl Bench {
             disk: Some("2G".parse().unwrap()),
             accel: None,
         };
-        Environment {
-            build_context: None,
-            run_dir: run_dir(self.node.as_ref(), &id),
-            id,
-            name: "web".parse().unwrap(),
-            generation: 1,
-            config: ProjectConfig {
-                qemu: Some(qemu),
-                ..ProjectConfig::default()
-            },
-            agent: PathBuf::from("/nonexistent"),
-        }
+        machine(self.node.as_ref(), qemu, "/nonexistent")
     }
 
     async fn create(&self, environment: &Environment) -> Result<(), ProviderError> {
