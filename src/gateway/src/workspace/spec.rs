@@ -80,6 +80,11 @@ impl Spec {
                 port: None,
             });
         }
+        if let Some(qemu) = &mut config.qemu {
+            // What the section says would win over the limits that all providers have.
+            qemu.cpu = qemu.cpu.filter(|_| overrides.cpu.is_none());
+            qemu.memory = qemu.memory.filter(|_| overrides.memory.is_none());
+        }
         config.user = overrides.user.or(config.user);
         config.resources.cpu = overrides.cpu.or(config.resources.cpu);
         config.resources.memory = overrides.memory.or(config.resources.memory);
@@ -296,6 +301,24 @@ mod tests {
         .unwrap();
         assert_eq!((spec.image(), spec.build()), (Some("two:v2"), None));
         assert_eq!(spec.config.docker.unwrap().volumes["cache"], "/cache");
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_section_of_a_machine_too() {
+        let json = serde_json::json!({
+            "qemu": {"image": "debian:12", "cpu": 1, "memory": "1G", "disk": "9G"},
+        });
+        let spec = Spec::resolve(
+            config(json),
+            Overrides {
+                memory: Some("2G".parse().unwrap()),
+                ..Overrides::default()
+            },
+        );
+        let config = spec.unwrap().config;
+        let qemu = config.qemu.unwrap();
+        assert_eq!((qemu.cpu, qemu.memory), (Some(1), None));
+        assert_eq!(config.resources.memory, "2G".parse().ok());
     }
 
     #[test]
