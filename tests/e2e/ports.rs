@@ -238,6 +238,16 @@ fn a_port_on_which_nothing_listens_inside_resets_the_connection_at_once() {
     let end = stream.read_to_end(&mut answer);
     let reset = end.expect_err("a reset").kind();
     assert_eq!(reset, std::io::ErrorKind::ConnectionReset);
+
+    // And that is shown, until something does.
+    assert_eq!(mapped(&gateway, "ws")["listening"], false);
+    let shown = || gateway.control("workspace ports ws").ok().text();
+    assert!(shown().contains("open, nothing listens inside"));
+    gateway.echo_server("ws", "tcp 127.0.0.1 8000");
+    eventually("it listens", || mapped(&gateway, "ws")["listening"] == true);
+    assert!(!shown().contains("nothing listens"));
+    gateway.control("workspace down ws").ok();
+    assert_eq!(mapped(&gateway, "ws")["listening"], Value::Null);
 }
 
 #[test]

@@ -155,8 +155,12 @@ fn page(
     for status in mapped {
         let mapping = &status.mapping;
         let service = mapping.key.service();
+        let listens = listens(mapping.port, listening);
         let state = match &status.problem {
             Some(problem) => format!("{}: {problem}", status.state.as_str()),
+            None if status.state == PortState::Open && listens == Some(false) => {
+                "open, nothing listens inside".to_owned()
+            }
             None => status.state.as_str().to_owned(),
         };
         rows.push(vec![
@@ -170,6 +174,7 @@ fn page(
         let mut value = serde_json::to_value(status).unwrap_or_default();
         if let Some(value) = value.as_object_mut() {
             value.insert("forward".to_owned(), json!(forward_mapped(status)));
+            value.insert("listening".to_owned(), json!(listens));
         }
         values.push(value);
     }
@@ -213,6 +218,12 @@ fn page(
         "discovered": listening.is_some().then_some(discovered),
     });
     (text, value)
+}
+
+/// Whether a program listens on a port inside; none while that cannot be told.
+fn listens(port: u16, listening: &Listening) -> Option<bool> {
+    let listening = listening.as_ref()?;
+    Some(listening.iter().any(|listener| listener.port == port))
 }
 
 /// What listens inside besides what is mapped, each port once.
