@@ -10,6 +10,7 @@ use std::process::Command;
 /// put the parts together and may import all.
 const MODULES: &[(&str, &[&str])] = &[
     ("access", &[]),
+    ("cannot_start", &[]),
     ("config", &[]),
     ("events", &[]),
     ("memory", &[]),
@@ -29,7 +30,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "workspace",
         ],
     ),
-    ("first_admin", &["access", "store"]),
+    ("first_admin", &["access", "cannot_start", "store"]),
     ("provider", &["node", "workspace"]),
     ("agent", &["node", "workspace"]),
     (
@@ -60,7 +61,7 @@ const MODULES: &[(&str, &[&str])] = &[
         "ssh",
         &["access", "agent", "config", "control", "store", "workspace"],
     ),
-    ("cli", &["app", "config", "control"]),
+    ("cli", &["app", "cannot_start", "config", "control"]),
 ];
 
 /// The modules of the gateway that may name a library; no other may.

@@ -73,7 +73,7 @@ fn without_admin_key_the_operator_s_own_public_keys_are_the_first_admin() {
             .args(["--listen", "127.0.0.1:0", "--state-dir"])
     };
     let failed = run().arg(home.path().join("state")).finish();
-    assert!(![0, 255].contains(&failed.code()), "{failed}");
+    let failed = failed.exits(2);
     assert!(failed.error_text().contains("--admin-key"), "{failed}");
 
     fs::create_dir(home.path().join(".ssh")).expect("a folder");
@@ -82,6 +82,11 @@ fn without_admin_key_the_operator_s_own_public_keys_are_the_first_admin() {
         .args(["-q", "-t", "ed25519", "-N", "", "-f"])
         .arg(&key)
         .ok();
+    let private = run().arg(home.path().join("state"));
+    let private = private.arg("--admin-key").arg(&key).finish().exits(2);
+    for words in ["private key", "id_ed25519.pub"] {
+        assert!(private.error_text().contains(words), "{private}");
+    }
     let mut running = run().arg(home.path().join("state")).start();
     let log = running.expect_stderr(0, "listening");
     let line = running.expect_stderr(log, "\n");
@@ -222,14 +227,22 @@ fn a_port_in_use_and_a_state_directory_in_use_are_told_as_such() {
         .args(["--listen", &address, "--state-dir"])
         .arg(&other)
         .finish();
-    assert!(![0, 255].contains(&run.code()), "{run}");
-    assert!(run.error_text().contains(&address), "{run}");
+    let run = run.exits(4);
+    for words in [&address, "--listen", "ss -ltnp"] {
+        assert!(run.error_text().contains(words), "{run}");
+    }
     let run = serve()
         .args(["--listen", "127.0.0.1:0", "--state-dir"])
         .arg(gateway.state_dir())
         .finish();
-    assert!(![0, 255].contains(&run.code()), "{run}");
+    let run = run.exits(4);
     assert!(run.error_text().contains("another gateway"), "{run}");
+    let run = serve()
+        .args(["--listen", "192.0.2.1:0", "--state-dir"])
+        .arg(&other)
+        .finish()
+        .exits(2);
+    assert!(run.error_text().contains("--listen"), "{run}");
 }
 
 #[test]

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use vendetta_sshio::keys::PrivateKey;
 use vendetta_sshio::workers::Workers;
 
+use crate::cannot_start::CannotStart;
 use crate::config::{Config, MachineNetwork};
 use crate::control::{Control, HostKeys};
 use crate::events::Events;
@@ -95,10 +96,10 @@ fn lock(state_dir: &Path) -> anyhow::Result<Flock<File>> {
     let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
-            "another gateway uses {}; stop it, or give this one its own with --state-dir",
-            state_dir.display()
-        ),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(CannotStart::taken(
+            format!("another gateway uses {}", state_dir.display()),
+            "stop it, or give this one a directory of its own with --state-dir",
+        )),
         Err((_, error)) => bail!("locking {}: {error}", path.display()),
     }
 }
@@ -149,7 +150,7 @@ async fn run(config: Config, admin_key: Option<&Path>) -> anyhow::Result<()> {
 
     let listener = TcpListener::bind(config.listen)
         .await
-        .with_context(|| format!("listening on {}", config.listen))?;
+        .map_err(|error| CannotStart::listening(config.listen, "--listen", &error))?;
     let bound = listener.local_addr()?;
     let services =
         Arc::new(build(&config, &keys, admin_key, bound, &tasks, &sessions, &end).await?);
@@ -165,9 +166,9 @@ async fn run(config: Config, admin_key: Option<&Path>) -> anyhow::Result<()> {
         login_grace: Duration::from_secs(config.limits.login_grace_seconds),
     };
     if let Some(address) = config.metrics.listen {
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("listening on {address} for metrics"))?;
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            CannotStart::listening(address, "listen in section [metrics]", &error)
+        })?;
         let bound = listener.local_addr()?;
         let metrics = Metrics::new(services.workspaces.clone(), sessions.clone());
         tasks.spawn(metrics.serve(listener, tasks.clone(), end.clone()));

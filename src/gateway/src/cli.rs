@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::app::{ServeOptions, serve};
+use crate::cannot_start::CannotStart;
 use crate::config::Invalid;
 use crate::control;
 use crate::control::command::Command;
@@ -108,10 +109,11 @@ pub fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     let line = match LocalCommandLine::try_parse_from(&words) {
         Ok(line) => line,
-        Err(error) => {
+        Err(mut error) => {
             if let Some(help) = help_in_json(&words) {
                 return print(help.as_bytes());
             }
+            control::suggest(&mut error, &LocalCommandLine::command());
             // A reader that closed its end early (`vendetta help | head`) is no failure of ours.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
@@ -189,6 +191,9 @@ fn run_gateway(options: Serve) -> ExitCode {
     }) else {
         return ExitCode::SUCCESS;
     };
+    if let Some(cannot) = error.downcast_ref::<CannotStart>() {
+        return Failure::new(cannot.exit_code, &cannot.problem, &cannot.remedy).tell();
+    }
     let Some(invalid) = error.downcast_ref::<Invalid>() else {
         tell(&format!("vendetta: {error:#}\n"));
         return ExitCode::from(70);

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use vendetta_proto::UserName;
 use vendetta_sshio::keys::PublicKey;
 
 use crate::access::Role;
+use crate::cannot_start::CannotStart;
 use crate::store::Store;
 
 /// Gives a store without users its first admin, with the keys of `admin_key`,
@@ -27,10 +28,10 @@ pub async fn ensure(store: &Store, admin_key: Option<&Path>) -> anyhow::Result<(
         None => operators_keys(),
     };
     if keys.is_empty() {
-        bail!(
-            "no key for the first admin\n\
-             make one with `ssh-keygen -t ed25519`, or name one with --admin-key FILE.pub"
-        );
+        bail!(CannotStart::unusable(
+            "there is no key for the first admin",
+            "make one with: ssh-keygen -t ed25519, or name one with --admin-key FILE.pub",
+        ));
     }
     let name = user_name(std::env::var("USER").ok().as_deref());
     store.add_user(&name, Role::Admin).await?;
@@ -42,12 +43,26 @@ pub async fn ensure(store: &Store, admin_key: Option<&Path>) -> anyhow::Result<(
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<PublicKey>> {
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    text.lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| line.parse().with_context(|| path.display().to_string()))
-        .collect()
+    let file = path.display();
+    let unusable = |problem: String, remedy: String| {
+        CannotStart::unusable(format!("admin key {file}: {problem}"), remedy)
+    };
+    let public = || "name a file of public keys, such as ~/.ssh/id_ed25519.pub".to_owned();
+    let text = fs::read_to_string(path).map_err(|error| unusable(error.to_string(), public()))?;
+    if text.contains("PRIVATE KEY-----") {
+        let problem = "this is a private key, which stays where it is".to_owned();
+        bail!(unusable(
+            problem,
+            format!("name its public half: --admin-key {file}.pub")
+        ));
+    }
+    let lines = text.lines().map(str::trim);
+    let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let keys = keys.map(|line| {
+        let key = line.parse::<PublicKey>();
+        key.map_err(|error| unusable(error.to_string(), public()).into())
+    });
+    keys.collect()
 }
 
 /// The public keys in ~/.ssh; what is no key there is somebody else's business.
@@ -101,6 +116,11 @@ mod tests {
         fs::write(&path, format!("# mine\n{key} me@here\n\n{key}\n")).unwrap();
         assert_eq!(read(&path).unwrap(), [key.clone(), key]);
         fs::write(&path, "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
-        assert!(read(&path).is_err());
+        let private = read(&path).unwrap_err().to_string();
+        assert!(private.contains("private key"), "{private}");
+        for other in ["ssh-ed25519 AAAA", "hello"] {
+            fs::write(&path, other).unwrap();
+            assert!(read(&path).is_err(), "{other}");
+        }
     }
 }

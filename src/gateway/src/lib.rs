@@ -4,6 +4,7 @@
 pub mod access;
 pub mod agent;
 pub mod app;
+pub mod cannot_start;
 pub mod cli;
 pub mod config;
 pub mod control;

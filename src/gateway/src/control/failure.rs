@@ -7,7 +7,7 @@ use super::text::printable;
 use crate::config::{Invalid, Project};
 use crate::inventory::InventoryError;
 use crate::store::StoreError;
-use crate::workspace::{ErrorKind, WorkspaceError, Wrong};
+use crate::workspace::{ErrorKind, Explain, WorkspaceError, Wrong};
 
 /// A command that failed: context, problem, remedy, and the exit code of its kind.
 #[derive(Debug)]
@@ -64,13 +64,7 @@ impl Failure {
 
     /// What the inventory says, about `context`.
     pub(super) fn inventory(context: impl Into<String>, error: InventoryError) -> Self {
-        match error {
-            InventoryError::Store(error) if error.exit_code() == 70 => store(context)(error),
-            error => Self {
-                remedy: error.remedy(),
-                ..Self::new(error.kind(), context, error.to_string())
-            },
-        }
+        error.explain(&context.into()).into()
     }
 
     fn shown_by(mut self, invalid: Invalid) -> Self {
@@ -182,23 +176,5 @@ impl From<std::io::Error> for Failure {
 /// What the store says, about `context`.
 pub(super) fn store(context: impl Into<String>) -> impl FnOnce(StoreError) -> Failure {
     let context = context.into();
-    move |error| {
-        let kind = match error.exit_code() {
-            3 => ErrorKind::NotFound,
-            4 => ErrorKind::Conflict,
-            _ => ErrorKind::Internal,
-        };
-        let remedy = error.remedy();
-        // What the database says is for the operator, not for the client.
-        let problem = if kind == ErrorKind::Internal {
-            tracing::error!(%context, %error, "the store failed");
-            "the gateway could not read or write its state".to_owned()
-        } else {
-            error.to_string()
-        };
-        Failure {
-            remedy,
-            ..Failure::new(kind, context, problem)
-        }
-    }
+    move |error| error.explain(&context).into()
 }

@@ -55,7 +55,7 @@ pub use crate::inventory::{AgentAccess, ByteStream};
 pub use io::{Io, TerminalSize};
 pub use ports::local_port;
 pub use ssh_config::HostKeys;
-pub use words::{help_in_json, wants_json};
+pub use words::{help_in_json, suggest, wants_json};
 
 /// Who asks, and what their session brought along.
 #[derive(Debug, Clone)]

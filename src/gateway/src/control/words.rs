@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _};
 use serde_json::json;
 
@@ -58,10 +58,11 @@ pub(super) fn parse(words: Vec<String>, console: &Console) -> Parsed {
     let parsed = tree
         .try_get_matches_from(std::iter::once("vendetta".to_owned()).chain(words.iter().cloned()))
         .and_then(|matches| CommandLine::from_arg_matches(&matches));
-    let error = match parsed {
+    let mut error = match parsed {
         Ok(command) => return Parsed::Command(command),
         Err(error) => error,
     };
+    suggest(&mut error, &CommandLine::command());
     if json && let Some(help) = help_in_json(CommandLine::command(), &words) {
         return Parsed::Help(help);
     }
@@ -80,6 +81,32 @@ pub(super) fn parse(words: Vec<String>, console: &Console) -> Parsed {
             Parsed::Usage(format!("{}\n", json!({ "error": error })))
         }
         _ => Parsed::Usage(styled(&text, console)),
+    }
+}
+
+/// Has `error`, about words that `tree` does not know, suggest what people use: the
+/// verb where its noun was left out ("up" for "workspace up"), nothing that is hidden.
+pub fn suggest(error: &mut clap::Error, tree: &clap::Command) {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
+        return;
+    };
+    let visible = || tree.get_subcommands().filter(|noun| !noun.is_hide_set());
+    let meant: Vec<String> = visible()
+        .filter(|noun| noun.get_subcommands().any(|verb| verb.get_name() == word))
+        .map(|noun| format!("{} {word}", noun.get_name()))
+        .collect();
+    let hidden = |name: &String| {
+        let mut all = tree.get_subcommands();
+        all.any(|noun| noun.get_name() == name && noun.is_hide_set())
+    };
+    let kind = ContextKind::SuggestedSubcommand;
+    if !meant.is_empty() {
+        error.insert(kind, ContextValue::Strings(meant));
+    } else if let Some(ContextValue::Strings(names)) = error.remove(kind) {
+        let names: Vec<String> = names.into_iter().filter(|name| !hidden(name)).collect();
+        if !names.is_empty() {
+            error.insert(kind, ContextValue::Strings(names));
+        }
     }
 }
 
@@ -156,6 +183,31 @@ pub(super) fn for_audit(words: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verb_without_its_noun_is_known_and_nothing_hidden_is_suggested() {
+        let said = |line: &str| {
+            let tree = CommandLine::command();
+            let words = std::iter::once("vendetta").chain(line.split(' '));
+            let mut error = tree.clone().try_get_matches_from(words).unwrap_err();
+            suggest(&mut error, &tree);
+            error.render().to_string()
+        };
+        assert!(
+            said("up demo").contains("'workspace up'"),
+            "{}",
+            said("up demo")
+        );
+        let several = said("add x");
+        for noun in ["user add", "key add", "node add"] {
+            assert!(several.contains(noun), "{several}");
+        }
+        assert!(said("wrkspace up").contains("'workspace'"));
+        assert!(said("workspace lst").contains("'list'"));
+        for hidden in ["git-upload", "git-receive-pack2"] {
+            assert!(!said(hidden).contains("similar"), "{}", said(hidden));
+        }
+    }
 
     fn words(words: &[&str]) -> Vec<String> {
         words.iter().map(|&word| word.to_owned()).collect()

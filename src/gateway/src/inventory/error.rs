@@ -64,11 +64,7 @@ impl InventoryError {
                 ErrorKind::Conflict
             }
             Self::Enroll(_) | Self::Node(_) => ErrorKind::Unavailable,
-            Self::Store(error) => match error.exit_code() {
-                3 => ErrorKind::NotFound,
-                4 => ErrorKind::Conflict,
-                _ => ErrorKind::Internal,
-            },
+            Self::Store(error) => error.kind(),
         }
     }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use vendetta_proto::{NodeName, UserName};
 
+use crate::workspace::ErrorKind;
+
 /// Why the store did not do something. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -114,23 +116,23 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The exit code of a command that failed so: 3 not found, 4 conflict, 70 internal.
+    /// What sort of failure it is.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoUser(_) | Self::NoNode(_) | Self::NoKey { .. } => 3,
+            Self::NoUser(_) | Self::NoNode(_) | Self::NoKey { .. } => ErrorKind::NotFound,
             Self::NameTaken { .. }
             | Self::NodeInUse { .. }
             | Self::AmbiguousKey { .. }
             | Self::KeyTaken { .. }
             | Self::LastAdmin(_)
-            | Self::HasWorkspaces { .. } => 4,
+            | Self::HasWorkspaces { .. } => ErrorKind::Conflict,
             Self::Io { .. }
             | Self::Mode { .. }
             | Self::Sql { .. }
             | Self::Newer { .. }
             | Self::Corrupt(_)
-            | Self::GaveUp { .. } => 70,
+            | Self::GaveUp { .. } => ErrorKind::Internal,
         }
     }
 
@@ -142,7 +144,9 @@ impl StoreError {
             Self::NoKey { user, .. } => format!("ssh vendetta key list --user {user}"),
             Self::KeyTaken { .. } => "a key stands for one user; use another key".to_owned(),
             Self::NameTaken { .. } => "choose another name".to_owned(),
-            internal if internal.exit_code() == 70 => "the gateway's log says more".to_owned(),
+            internal if internal.kind() == ErrorKind::Internal => {
+                "the gateway's log says more".to_owned()
+            }
             _ => return None,
         };
         Some(remedy)

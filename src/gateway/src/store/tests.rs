@@ -7,7 +7,7 @@ use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
 use super::*;
 use crate::access::Role;
-use crate::workspace::{Desired, Record, WorkspaceId};
+use crate::workspace::{Desired, ErrorKind, Record, WorkspaceId};
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -211,7 +211,7 @@ async fn a_user_with_workspaces_stays() {
     store.add_workspace(&row).await.unwrap();
     let error = store.remove_user(&name("bob")).await.unwrap_err();
     assert!(error.to_string().contains("web"), "{error}");
-    assert_eq!(error.exit_code(), 4);
+    assert_eq!(error.kind(), ErrorKind::Conflict);
     store.forget_workspace(&row.id).await.unwrap();
     store.forget_workspace(&row.id).await.unwrap();
     store.remove_user(&name("bob")).await.unwrap();

@@ -163,23 +163,29 @@ impl Explain for NodeError {
 
 impl Explain for InventoryError {
     fn explain(self, context: &str) -> WorkspaceError {
-        WorkspaceError {
-            remedy: self.remedy(),
-            ..WorkspaceError::new(self.kind(), context, self.to_string())
+        match self {
+            Self::Store(error) => error.explain(context),
+            error => WorkspaceError {
+                remedy: error.remedy(),
+                ..WorkspaceError::new(error.kind(), context, error.to_string())
+            },
         }
     }
 }
 
 impl Explain for StoreError {
     fn explain(self, context: &str) -> WorkspaceError {
-        let kind = match self.exit_code() {
-            3 => ErrorKind::NotFound,
-            4 => ErrorKind::Conflict,
-            _ => ErrorKind::Internal,
+        let kind = self.kind();
+        // What the database says is for the operator, not for the client.
+        let problem = if kind == ErrorKind::Internal {
+            tracing::error!(%context, error = %self, "the store failed");
+            "the gateway could not read or write its state".to_owned()
+        } else {
+            self.to_string()
         };
         WorkspaceError {
             remedy: self.remedy(),
-            ..WorkspaceError::new(kind, context, self.to_string())
+            ..WorkspaceError::new(kind, context, problem)
         }
     }
 }
