@@ -113,7 +113,7 @@ fn a_day(place: Place<'_>) {
         Some(node) => as_designed(&gateway, node, &config),
         None => {
             let create = "workspace create my-project --config -";
-            gateway.control(create).stdin(config).ok();
+            gateway.control(create).stdin(config.as_str()).ok();
             let up = slow(&gateway, "up");
             assert!(up.text().contains("services ready"), "{up}");
         }
@@ -155,10 +155,12 @@ fn a_day(place: Place<'_>) {
     if place.isolated {
         gateway.exec("my-project", "echo lost >/root/file").ok();
     }
-    slow(&gateway, "rebuild");
-    let kept = "cat www/index.html folder/copied | wc -c; test ! -e /root/file";
+    let rebuild = gateway.control("workspace rebuild my-project --config -");
+    let changed = config.replace("WORD: hello", "WORD: changed");
+    rebuild.stdin(changed).limit(2 * BOOT).ok();
+    let kept = "cat www/index.html; wc -c <folder/copied; test ! -e /root/file";
     let kept = gateway.exec("my-project", kept).ok();
-    assert_eq!(kept.text(), (11 + (1 << 20)).to_string());
+    assert_eq!(kept.text(), format!("made changed\n{}", 1 << 20));
     let log = gateway.exec("my-project", "cat www/log").ok().text();
     assert_eq!(log, "up\ndown\nup\ndown\nup");
 

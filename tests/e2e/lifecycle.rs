@@ -71,7 +71,7 @@ fn a_user_that_the_image_has_not_is_named_by_the_start_and_by_sessions() {
     let gateway = Gateway::docker();
     gateway.create("ws", &format!("{}user: ghost\n", docker(TOOLS)));
     let up = gateway.control("workspace up ws").finish().exits(3);
-    for words in ["log in", "no user \"ghost\"", "name another as user"] {
+    for words in ["log in", "no user \"ghost\"", "rebuild ws --user NAME"] {
         assert!(up.error_text().contains(words), "{words}: {up}");
     }
     assert_eq!(gateway.state("ws"), "failed");
@@ -87,6 +87,8 @@ fn a_user_that_the_image_has_not_is_named_by_the_start_and_by_sessions() {
     gateway.exec("ws+root", &add).ok();
     gateway.control("workspace up ws").ok();
     assert_eq!(gateway.exec("ws", "id -u").ok().text(), "4711");
+    gateway.control("workspace rebuild ws --user dev").ok();
+    assert_eq!(gateway.exec("ws", "id -un").ok().text(), "dev");
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod nodes;
 mod parity;
 mod ports;
 mod qemu;
+mod rebuild;
 mod relay;
 mod requests;
 mod scale;

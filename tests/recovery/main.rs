@@ -17,7 +17,7 @@ use vendetta::events::Events;
 use vendetta::node::Probe;
 use vendetta::store::{NodeRow, Store};
 use vendetta::workspace::{
-    Agent, Desired, Operation, Overrides, Phase, PortSettings, Progress, Settings, Spec,
+    Agent, Desired, NewConfig, Operation, Overrides, Phase, PortSettings, Progress, Settings, Spec,
     WorkspaceRef, Workspaces,
 };
 use vendetta_proto::spec::ProviderKind;
@@ -121,7 +121,18 @@ impl Core {
         match request {
             "up" => self.workspaces.up(&workspace, None).await,
             "down" => self.workspaces.down(&workspace).await,
-            "rebuild" => self.workspaces.rebuild(&workspace, None).await,
+            "rebuild" => {
+                // From another config each time.
+                let mut spec = Spec::clone(&self.workspaces.spec(&workspace).unwrap());
+                let rebuilt = spec.config.env.entry("REBUILT".to_owned()).or_default();
+                rebuilt.push('+');
+                let config = Box::new(NewConfig {
+                    spec,
+                    context: None,
+                });
+                let rebuilding = self.workspaces.rebuild(&workspace, Some(config), None);
+                rebuilding.await
+            }
             "destroy" => self.workspaces.destroy(&workspace).await,
             other => panic!("{other}"),
         }

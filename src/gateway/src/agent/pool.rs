@@ -154,10 +154,12 @@ impl AgentError {
         match self {
             Self::Unreachable { source, .. } => source.remedy(),
             Self::NoUser {
-                is_default: true, ..
-            } => Some(
-                "use an image that has this user, or name another as user in the config".to_owned(),
-            ),
+                workspace,
+                is_default: true,
+                ..
+            } => Some(format!(
+                "use an image that has this user, or another user: ssh vendetta workspace rebuild {workspace} --user NAME"
+            )),
             Self::TimedOut { workspace, .. } => Some(format!(
                 "its environment may be paused or out of resources: ssh vendetta workspace status {workspace}; \
                  to start it anew, which ends what runs in it: ssh vendetta workspace down {workspace}; \

@@ -179,6 +179,11 @@ fn input(command: &Command, words: &mut Vec<String>, dir: &Path) -> Result<Input
         Command::Workspace(WorkspaceCommand::Create(create)) => {
             config_input(create.config.as_deref(), "create", words, dir)
         }
+        Command::Workspace(WorkspaceCommand::Rebuild(rebuild)) => match &rebuild.config {
+            // Whose directory this is, it does not say; only the words do.
+            None => Ok(Input::Nothing),
+            config => config_input(config.as_deref(), "rebuild", words, dir),
+        },
         Command::Config(ConfigCommand::Check { config }) => {
             match config_input(config.as_deref(), "check", words, dir)? {
                 Input::Nothing => Err(Failure::new(

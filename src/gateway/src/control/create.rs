@@ -3,7 +3,7 @@
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use serde_json::json;
-use vendetta_proto::spec::{AutoUp, ProviderKind, Remote};
+use vendetta_proto::spec::{AutoUp, ProjectConfig, ProviderKind, Remote};
 use vendetta_proto::value::ByteSize;
 use vendetta_proto::{NodeName, WorkspaceName};
 
@@ -15,25 +15,18 @@ use super::node::{self, permit};
 use super::text::printable;
 use super::workspace::find;
 use crate::access::Action;
+use crate::config::Project;
+use crate::config::sent::Sent;
 use crate::inventory::{Address, InvalidAddress, NewNode};
 use crate::store::NodeRow;
 use crate::workspace::{ErrorKind, Overrides, Spec, is_variable_name};
 
-/// Flags of `workspace create`; each wins over the project config.
+/// What is said of an environment by flags; each wins over the project config.
 #[derive(Debug, Args)]
-pub struct Create {
-    /// Name of the workspace; omitted: the one in the project config
-    name: Option<WorkspaceName>,
-    /// What runs it
-    #[arg(long, value_parser = provider_parser())]
-    provider: Option<ProviderKind>,
+pub struct Settings {
     /// Image to make it from
     #[arg(long)]
     image: Option<String>,
-    /// Node to run it on, or [USER@]HOST[:PORT] of a machine to make one; the
-    /// gateway's own machine when omitted
-    #[arg(long, value_name = "NODE")]
-    remote: Option<String>,
     /// User of sessions and services; the image's own when omitted
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
@@ -49,6 +42,57 @@ pub struct Create {
     /// Whether connecting brings it up
     #[arg(long, value_name = "WHEN", value_parser = auto_up_parser())]
     auto_up: Option<AutoUp>,
+}
+
+impl Settings {
+    /// Whether they say anything.
+    pub(super) fn say_something(&self) -> bool {
+        let Self {
+            image,
+            user,
+            cpu,
+            memory,
+            env,
+            auto_up,
+        } = self;
+        image.is_some()
+            || user.is_some()
+            || cpu.is_some()
+            || memory.is_some()
+            || !env.is_empty()
+            || auto_up.is_some()
+    }
+}
+
+impl From<Settings> for Overrides {
+    fn from(settings: Settings) -> Self {
+        Self {
+            provider: None,
+            remote: None,
+            image: settings.image,
+            user: settings.user,
+            cpu: settings.cpu,
+            memory: settings.memory,
+            env: settings.env,
+            auto_up: settings.auto_up,
+        }
+    }
+}
+
+/// Flags of `workspace create`.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Name of the workspace; omitted: the one in the project config
+    name: Option<WorkspaceName>,
+    /// What runs it
+    #[arg(long, value_parser = provider_parser())]
+    provider: Option<ProviderKind>,
+    /// Node to run it on, or [USER@]HOST[:PORT] of a machine to make one; the
+    /// gateway's own machine when omitted
+    #[arg(long, value_name = "NODE")]
+    remote: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
     /// Project config; "-" reads it from stdin
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub(crate) config: Option<String>,
@@ -93,42 +137,16 @@ impl Create {
         let overrides = Overrides {
             provider: self.provider,
             remote,
-            image: self.image,
-            user: self.user,
-            cpu: self.cpu,
-            memory: self.memory,
-            env: self.env,
-            auto_up: self.auto_up,
+            ..self.settings.into()
         };
-        let spec = Spec::resolve(config.clone(), overrides.clone());
-        let spec = spec.map_err(|wrong| {
-            let flag = overrides.say(&wrong.key);
-            Failure::wrong(project, wrong, flag)
-        })?;
-        let context = match spec.build() {
-            Some(build) => match sent.context(build)? {
-                Some(context) => Some(context),
-                None => {
-                    return Err(Failure::wrong(
-                        project,
-                        no_files("workspace create NAME"),
-                        false,
-                    ));
-                }
-            },
-            None => None,
-        };
+        let spec = resolve(project, config.clone(), overrides)?;
+        let context = context(&sent, &spec, "workspace create NAME")?;
         let control = session.control;
         let status = control
             .workspaces
             .create(&session.caller.principal, self.name, spec, context)
             .await?;
-        let not_honoured = project.not_honoured.iter().map(ToString::to_string);
-        for part in not_honoured.chain(status.inactive.iter().cloned()) {
-            session
-                .note(&format!("note: {}\n", printable(&part)))
-                .await?;
-        }
+        note_unused(session, project, &status.inactive).await?;
         let name = status.name.as_str();
         if self.up {
             session
@@ -152,6 +170,45 @@ impl Create {
         );
         session.answer(&text, json!({})).await
     }
+}
+
+/// What `config` and `overrides` come to; what is wrong with it is shown where
+/// `project` says it.
+pub(super) fn resolve(
+    project: &Project,
+    config: ProjectConfig,
+    overrides: Overrides,
+) -> Result<Spec, Failure> {
+    Spec::resolve(config, overrides.clone()).map_err(|wrong| {
+        let flag = overrides.say(&wrong.key);
+        Failure::wrong(project, wrong, flag)
+    })
+}
+
+/// The files that the image is built from, when it is, of what was sent to the
+/// command that `again` begins anew.
+pub(super) fn context(sent: &Sent, spec: &Spec, again: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let Some(build) = spec.build() else {
+        return Ok(None);
+    };
+    match sent.context(build)? {
+        Some(context) => Ok(Some(context)),
+        None => Err(Failure::wrong(&sent.project, no_files(again), false)),
+    }
+}
+
+/// Says what of a config nothing is done about.
+pub(super) async fn note_unused(
+    session: &mut Session<'_>,
+    project: &Project,
+    inactive: &[String],
+) -> Result<(), Failure> {
+    let not_honoured = project.not_honoured.iter().map(ToString::to_string);
+    for part in not_honoured.chain(inactive.iter().cloned()) {
+        let note = format!("note: {}\n", printable(&part));
+        session.note(&note).await?;
+    }
+    Ok(())
 }
 
 /// The node that the flag or the config names. An address that is no node yet

@@ -14,14 +14,15 @@ use super::service;
 use super::workspace::find;
 use crate::access::{Action, Authorized};
 use crate::inventory::AgentAccess;
-use crate::workspace::{Operation, ServiceRequest, WorkspaceRef, Workspaces};
+use crate::workspace::{NewConfig, Operation, ServiceRequest, WorkspaceRef, Workspaces};
 
 /// What to do with a workspace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Change {
     Up,
     Down,
-    Rebuild,
+    /// With what it is made from, from now on.
+    Rebuild(Option<Box<NewConfig>>),
 }
 
 impl Change {
@@ -34,7 +35,7 @@ impl Change {
         match self {
             Self::Up => workspaces.up(workspace, ssh_agent).await,
             Self::Down => workspaces.down(workspace).await,
-            Self::Rebuild => workspaces.rebuild(workspace, ssh_agent).await,
+            Self::Rebuild(config) => workspaces.rebuild(workspace, config, ssh_agent).await,
         }
     }
 }
@@ -56,6 +57,7 @@ pub(super) async fn follow(
     change: Change,
 ) -> Result<Done, Failure> {
     let ssh_agent = session.console.agent();
+    let (is_up, is_down) = (matches!(change, Change::Up), matches!(change, Change::Down));
     let operation = change
         .begin(&session.control.workspaces, workspace, ssh_agent)
         .await;
@@ -72,12 +74,12 @@ pub(super) async fn follow(
         &follow_up,
     )
     .await?;
-    if change == Change::Up {
+    if is_up {
         start_failed(session, workspace).await?;
     }
     let text = if session.json {
         result_line("workspace", &session.control.workspaces.status(workspace)?)
-    } else if change == Change::Down {
+    } else if is_down {
         format!(
             "Workspace {name} is down; its disk stays. Bring it up with: ssh vendetta workspace up {name}\n"
         )

@@ -21,6 +21,7 @@ mod node_view;
 mod ports;
 mod progress;
 mod prompt;
+pub mod rebuild;
 mod redraw;
 pub mod service;
 pub mod ssh_config;

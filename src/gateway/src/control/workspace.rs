@@ -10,6 +10,7 @@ use super::doctor::Doctor;
 use super::failure::Failure;
 use super::lifecycle::{self, Change};
 use super::ports;
+use super::rebuild::Rebuild;
 use super::service::{self, Logs, Services};
 use super::terminals::Terminals;
 use super::text::{ago, printable, table};
@@ -191,8 +192,15 @@ pub enum WorkspaceCommand {
     Doctor(Doctor),
 
     /// Make a workspace's environment anew; /workspace stays
-    #[command(after_help = "Examples:\n  ssh vendetta workspace rebuild my-project")]
-    Rebuild(Target),
+    #[command(
+        long_about = "Make a workspace's environment anew; /workspace stays.\n\n\
+            Flags change what it is made from, for good. A project config takes the place of the\n\
+            one it was created with, flags of then included; its provider and its node stay.\n\
+            The config is sent as for \"workspace create\". The local command \"vendetta\" also takes\n\
+            a path, and sends what its build needs; it sends none by itself.",
+        after_help = "Examples:\n  ssh vendetta workspace rebuild my-project\n  ssh vendetta workspace rebuild my-project --memory 8G\n  ssh vendetta workspace rebuild my-project --config - < .vendetta/config.yaml\n  vendetta workspace rebuild my-project --config .vendetta/config.yaml"
+    )]
+    Rebuild(Rebuild),
 }
 
 impl WorkspaceCommand {
@@ -201,9 +209,7 @@ impl WorkspaceCommand {
             Self::Create(create) => create.run(session).await,
             Self::Up(target) => lifecycle::run(session, &target.workspace, Change::Up).await,
             Self::Down(target) => lifecycle::run(session, &target.workspace, Change::Down).await,
-            Self::Rebuild(target) => {
-                lifecycle::run(session, &target.workspace, Change::Rebuild).await
-            }
+            Self::Rebuild(rebuild) => rebuild.run(session).await,
             Self::Destroy { target, yes } => {
                 lifecycle::destroy(session, &target.workspace, yes).await
             }

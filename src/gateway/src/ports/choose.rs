@@ -1,10 +1,11 @@
 //! Which port of the gateway's machine a workspace is given; pure.
 //!
-//! What a workspace has it keeps. A wish comes before the range, so that the
+//! What a workspace has it keeps, unless its config does not want it any more or
+//! wishes for another. A wish comes before the range, so that the
 //! range never gives away what the same config wishes for. Of the range the
 //! lowest port is given that leads nowhere yet and that nothing else listens on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use super::{PortKey, Wanted};
@@ -34,9 +35,11 @@ pub enum Refusal {
     Full,
 }
 
-/// What a workspace is given besides what it has.
+/// What a workspace is given besides what it keeps.
 #[derive(Debug, Default)]
 pub struct Choice {
+    /// What it has and does not keep.
+    pub released: BTreeSet<u16>,
     pub given: Vec<(PortKey, u16)>,
     pub refused: Vec<(PortKey, Refusal)>,
 }
@@ -49,14 +52,20 @@ pub fn choose(
     rows: &[PortRow],
     mut is_free: impl FnMut(u16) -> bool,
 ) -> Choice {
-    let held: BTreeMap<u16, &PortRow> = rows.iter().map(|row| (row.host_port, row)).collect();
-    let has = |key: &PortKey| {
-        let word = key.as_word();
-        rows.iter()
-            .any(|row| row.workspace == *id && row.key == word)
+    let is_for = |row: &PortRow, wanted: &Wanted| {
+        let fits = wanted.wish.is_none_or(|wish| wish == row.host_port);
+        row.workspace == *id && row.key == wanted.key.as_word() && fits
     };
-    let new: Vec<&Wanted> = wanted.iter().filter(|wanted| !has(&wanted.key)).collect();
-    let mut choice = Choice::default();
+    let (held, released): (Vec<&PortRow>, Vec<&PortRow>) = rows
+        .iter()
+        .partition(|row| row.workspace != *id || wanted.iter().any(|wanted| is_for(row, wanted)));
+    let has = |wanted: &Wanted| held.iter().any(|row| is_for(row, wanted));
+    let new: Vec<&Wanted> = wanted.iter().filter(|wanted| !has(wanted)).collect();
+    let held: BTreeMap<u16, &PortRow> = held.iter().map(|row| (row.host_port, *row)).collect();
+    let mut choice = Choice {
+        released: released.iter().map(|row| row.host_port).collect(),
+        ..Choice::default()
+    };
     let mut taken: BTreeMap<u16, PortKey> = BTreeMap::new();
     for wanted in &new {
         let Some(port) = wanted.wish else { continue };
@@ -135,39 +144,46 @@ mod tests {
 
     proptest! {
         /// Whatever is held by whom and taken by what: everything wanted is
-        /// either there, given or refused; what is given is free, nobody's,
-        /// given once, and what was wished for or of the range; and nothing
-        /// is refused that could have been given.
+        /// either kept, given or refused; what is kept is what was wished for,
+        /// if anything was; what is given is free, nobody's, given once, and
+        /// what was wished for or of the range; nothing is refused that could
+        /// have been given, and what is not wanted is released.
         #[test]
         fn a_choice_is_sound_and_complete(
             wishes in prop::collection::vec(wish(), 0..8),
             others in prop::collection::btree_set(1998..2012u16, 0..6),
-            own in prop::collection::btree_map(0..8u16, 3000..3010u16, 0..3),
+            own in prop::collection::btree_map(0..8u16, 1998..2012u16, 0..4),
             busy in prop::collection::btree_set(1998..2012u16, 0..6),
         ) {
             let (id, other) = (WorkspaceId::random(), WorkspaceId::random());
             let all: Vec<Wanted> =
                 (0..).zip(&wishes).map(|(n, wish)| wanted(n, *wish)).collect();
             let ports: BTreeSet<u16> = own.values().copied().collect();
-            prop_assume!(ports.len() == own.len());
+            prop_assume!(ports.len() == own.len() && ports.is_disjoint(&others));
+            let keeps = |n: u16, port: u16| {
+                wishes.get(usize::from(n)).is_some_and(|wish| wish.is_none_or(|wish| wish == port))
+            };
+            let kept: BTreeSet<u16> =
+                own.iter().filter(|(n, port)| keeps(**n, **port)).map(|(_, port)| *port).collect();
             let mut rows: Vec<PortRow> =
                 others.iter().map(|port| row(*port, &other, &key(99))).collect();
             rows.extend(own.iter().map(|(n, port)| row(*port, &id, &key(*n))));
             let free = |port: u16| !busy.contains(&port);
             let choice = choose(&RANGE, &all, &id, &rows, free);
 
+            prop_assert_eq!(&choice.released, &(&ports - &kept));
             let given: BTreeMap<PortKey, u16> = choice.given.iter().cloned().collect();
             let refused: BTreeMap<PortKey, Refusal> = choice.refused.iter().cloned().collect();
             let distinct: BTreeSet<u16> = given.values().copied().collect();
             prop_assert_eq!(distinct.len(), choice.given.len());
             for wanted in &all {
-                let had = (wanted.port < 8) && own.contains_key(&wanted.port);
+                let had = own.get(&wanted.port).is_some_and(|port| kept.contains(port));
                 let count = usize::from(had)
                     + usize::from(given.contains_key(&wanted.key))
                     + usize::from(refused.contains_key(&wanted.key));
                 prop_assert_eq!(count, 1, "{:?}", wanted);
                 if let Some(port) = given.get(&wanted.key) {
-                    prop_assert!(free(*port) && !others.contains(port) && !ports.contains(port));
+                    prop_assert!(free(*port) && !others.contains(port) && !kept.contains(port));
                     match wanted.wish {
                         Some(wish) => prop_assert_eq!(wish, *port),
                         None => prop_assert!(RANGE.contains(port)),
@@ -176,13 +192,13 @@ mod tests {
             }
             for (key, refusal) in &refused {
                 let sound = match refusal {
-                    Refusal::Held(row) => others.contains(&row.host_port),
+                    Refusal::Held(row) => others.contains(&row.host_port) || kept.contains(&row.host_port),
                     Refusal::Twice { port, by } => by != key && given.get(by) == Some(port),
                     Refusal::Taken(port) => busy.contains(port),
                     Refusal::Privileged(port) => *port < UNPRIVILEGED,
                     Refusal::Full => RANGE
                         .into_iter()
-                        .all(|port| !free(port) || others.contains(&port) || distinct.contains(&port)),
+                        .all(|port| !free(port) || others.contains(&port) || kept.contains(&port) || distinct.contains(&port)),
                 };
                 prop_assert!(sound, "{:?}: {:?}", key, refusal);
             }

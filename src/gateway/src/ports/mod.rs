@@ -1,7 +1,7 @@
 //! Ports of the gateway's machine that lead into workspaces.
 //!
 //! Each port of a project config ([`wanted`]) is given one ([`choose`]), which
-//! stays its own until the workspace is destroyed. While sessions can be opened
+//! stays its own as long as the config wants it. While sessions can be opened
 //! in the workspace a listener is there ([`Ports::open`]), and what connects to
 //! it is dialled inside the environment, over one connection to its agent.
 
@@ -17,7 +17,7 @@ use serde::Serialize;
 use vendetta_proto::spec::{Probe, ProjectConfig};
 use vendetta_proto::{ServiceName, UserName};
 
-use crate::store::{PortRow, Store, StoreError};
+use crate::store::{PortChange, PortRow, Store, StoreError};
 use crate::workspace::WorkspaceId;
 use choose::{Refusal, choose};
 
@@ -215,7 +215,7 @@ impl Ports {
     }
 
     /// Gives the workspace `id` of `owner` the ports that its config wants and
-    /// it has not got yet. Blocks no other thread on programs that hold ports.
+    /// it has not got yet, and takes those that it does not want. Blocks no other thread on programs that hold ports.
     ///
     /// # Errors
     /// When the store refuses; a port that cannot be given is in the result.
@@ -226,20 +226,20 @@ impl Ports {
         config: &ProjectConfig,
     ) -> Result<Assigned, StoreError> {
         let wanted = wanted(config);
-        if wanted.is_empty() {
-            return Ok(Assigned::default());
-        }
         let Settings { range, bind } = self.settings.clone();
         let (workspace, all) = (id.clone(), wanted.clone());
         let choose = move |rows: &[PortRow]| {
             let is_free = |port| machine::is_free(SocketAddr::new(bind, port));
             let choice = choose(&range, &all, &workspace, rows, is_free);
             let given = choice.given.iter();
-            let new: Vec<_> = given.map(|(key, port)| (key.as_word(), *port)).collect();
-            let own = rows.iter().filter(|row| row.workspace == workspace);
-            let mut all: Vec<_> = own.map(|row| (row.key.clone(), row.host_port)).collect();
-            all.extend(new.iter().cloned());
-            (new, (all, choice.refused))
+            let given: Vec<_> = given.map(|(key, port)| (key.as_word(), *port)).collect();
+            let released = choice.released;
+            let kept = rows
+                .iter()
+                .filter(|row| row.workspace == workspace && !released.contains(&row.host_port));
+            let kept = kept.map(|row| (row.key.clone(), row.host_port));
+            let all: Vec<_> = kept.chain(given.iter().cloned()).collect();
+            (PortChange { released, given }, (all, choice.refused))
         };
         let (rows, refusals) = self.store.assign_ports(id, choose).await?;
         let mut refused = Vec::new();

@@ -87,7 +87,7 @@ impl ProviderError {
             Self::Unavailable { remedy, .. } | Self::Engine { remedy, .. } => remedy.clone(),
             Self::NoImage { remedy, .. } => Some(remedy.clone()),
             Self::BuildFailed { .. } => Some(
-                "mend the Dockerfile; a workspace keeps the files it was created with, so destroy it and create it anew".to_owned(),
+                "mend the Dockerfile, and send the project again: tar c . | ssh vendetta workspace rebuild WORKSPACE --config -".to_owned(),
             ),
             Self::Node(error) => error.remedy(),
             Self::Refused { .. } | Self::NoEnvironment | Self::Cancelled => None,

@@ -28,7 +28,7 @@ pub use audit::{AuditEvent, AuditRecord};
 pub use error::StoreError;
 pub use nodes::NodeRow;
 pub use people::{KeyRecord, UserRecord};
-pub use ports::PortRow;
+pub use ports::{PortChange, PortRow};
 pub use workspaces::WorkspaceRow;
 
 use people::People;

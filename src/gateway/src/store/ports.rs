@@ -1,5 +1,7 @@
 //! Rows of ports: which port of the gateway's machine leads into which workspace.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{Transaction, params};
 use vendetta_proto::{UserName, WorkspaceName};
 
@@ -21,6 +23,15 @@ pub struct PortRow {
     pub key: String,
 }
 
+/// What changes of a workspace's ports.
+#[derive(Debug, Default)]
+pub struct PortChange {
+    /// Ports that do not lead to it any more.
+    pub released: BTreeSet<u16>,
+    /// Key and port of those that do from now on.
+    pub given: Vec<(String, u16)>,
+}
+
 impl Store {
     /// All ports that lead somewhere, in order.
     ///
@@ -31,22 +42,27 @@ impl Store {
     }
 
     /// Gives ports to a workspace: `choose` is told of all that lead somewhere
-    /// already, and returns (key, port) for each to be added. They are kept
-    /// until the workspace is forgotten. Nobody else is given any meanwhile.
+    /// already. What is given is kept until it is released or the workspace is
+    /// forgotten. Nobody else is given any meanwhile.
     ///
     /// # Errors
     /// When the database refuses, or there is no such workspace.
     pub async fn assign_ports<T: Send + 'static>(
         &self,
         id: &WorkspaceId,
-        choose: impl FnOnce(&[PortRow]) -> (Vec<(String, u16)>, T) + Send + 'static,
+        choose: impl FnOnce(&[PortRow]) -> (PortChange, T) + Send + 'static,
     ) -> Result<T, StoreError> {
         let id = id.clone();
         self.write("assign ports", move |transaction| {
-            let (chosen, value) = choose(&read(transaction)?);
+            let (change, value) = choose(&read(transaction)?);
+            let mut delete =
+                transaction.prepare("DELETE FROM ports WHERE host_port = ?1 AND workspace = ?2")?;
+            for port in change.released {
+                delete.execute(params![port, id.as_str()])?;
+            }
             let mut insert = transaction
                 .prepare("INSERT INTO ports (host_port, workspace, key) VALUES (?1, ?2, ?3)")?;
-            for (key, port) in chosen {
+            for (key, port) in change.given {
                 insert.execute(params![port, id.as_str(), key])?;
             }
             Ok(value)

@@ -331,7 +331,16 @@ async fn a_port_is_given_once_and_free_again_when_its_workspace_is_forgotten() {
     let give = |row: &WorkspaceRow, key: &str, port: u16| {
         let (store, id, key) = (store.clone(), row.id.clone(), key.to_owned());
         async move {
-            let choose = move |held: &[PortRow]| (vec![(key, port)], held.len());
+            let choose = move |held: &[PortRow]| {
+                let given = vec![(key, port)];
+                (
+                    PortChange {
+                        given,
+                        ..PortChange::default()
+                    },
+                    held.len(),
+                )
+            };
             store.assign_ports(&id, choose).await
         }
     };
@@ -346,6 +355,14 @@ async fn a_port_is_given_once_and_free_again_when_its_workspace_is_forgotten() {
         .map(|row| (row.host_port, row.name.as_str(), row.key.as_str()))
         .collect();
     assert_eq!(told, [(20000, "one", "db"), (20001, "two", "db")]);
+    let swap = |_: &[PortRow]| {
+        let (released, given) = ([20001, 20000].into(), vec![("db".to_owned(), 20005)]);
+        (PortChange { released, given }, ())
+    };
+    store.assign_ports(&two.id, swap).await.unwrap();
+    let ports = store.ports().await.unwrap();
+    let ports: Vec<u16> = ports.iter().map(|row| row.host_port).collect();
+    assert_eq!(ports, [20000, 20005], "only its own are released");
     store.forget_workspace(&one.id).await.unwrap();
     assert_eq!(store.ports().await.unwrap().len(), 1);
     assert_eq!(give(&two, "web", 20000).await.unwrap(), 1);

@@ -46,8 +46,7 @@ impl Store {
         if self.user(&row.owner).is_none() {
             return Err(StoreError::NoUser(row.owner.clone()));
         }
-        let config = serde_json::to_string(&row.config)
-            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let config = as_json(&row.config)?;
         let row = row.clone();
         self.write("add workspace", move |transaction| {
             name_is_free(transaction, row.name.as_str())?;
@@ -96,6 +95,26 @@ impl Store {
                 1 => Ok(()),
                 _ => Err(StoreError::Corrupt(format!("no workspace {}", id.as_str()))),
             }
+        })
+        .await
+    }
+
+    /// Saves what a workspace is to be made from, from now on.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn save_config(
+        &self,
+        id: &WorkspaceId,
+        config: &ProjectConfig,
+    ) -> Result<(), StoreError> {
+        let (id, config) = (id.clone(), as_json(config)?);
+        self.write("save workspace", move |transaction| {
+            transaction.execute(
+                "UPDATE workspaces SET config = ?2 WHERE id = ?1",
+                params![id.as_str(), config],
+            )?;
+            Ok(())
         })
         .await
     }
@@ -193,6 +212,10 @@ impl Store {
         })
         .await
     }
+}
+
+fn as_json(config: &ProjectConfig) -> Result<String, StoreError> {
+    serde_json::to_string(config).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
 /// SQLite's integers are signed; these count starts and rebuilds.

@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::attend::{Attendance, attend};
 use super::callers::Callers;
-use super::entry::{Entry, Message, Snapshot};
+use super::entry::{Entry, Message, NewConfig, Snapshot};
 use super::error::Explain;
 use super::manager::AgentTarget;
 use super::services::Services;
@@ -120,7 +120,7 @@ impl Actor {
                     self.ended(result, cancelled).await;
                 }
                 Next::Told(Some(Message::Ask(ask))) => {
-                    let operation = self.asked(ask.request, ask.ssh_agent).await;
+                    let operation = self.asked(ask.request, ask.config, ask.ssh_agent).await;
                     // Who asked may be gone; what they asked for is not.
                     let _ = ask.reply.send(operation);
                 }
@@ -174,12 +174,12 @@ impl Actor {
     /// Stops it, unless somebody has begun to use it meanwhile.
     async fn idle(&mut self) {
         let activity = self.entry.activity.clone();
-        if let Some(timeout) = self.entry.spec.idle_timeout()
+        if let Some(timeout) = self.entry.spec().idle_timeout()
             && self.machine.phase() == Phase::Running
             && activity.leave(timeout)
         {
             // Nobody watches it.
-            self.asked(Request::Idle, None).await;
+            self.asked(Request::Idle, None, None).await;
             activity.stay();
         }
     }
@@ -253,7 +253,7 @@ impl Actor {
     /// Asks its agent whether what the last start brought up is still there.
     async fn look_inside(&mut self) {
         if let Some(target) = self.target.clone()
-            && self.entry.spec.starts_something()
+            && self.entry.spec().starts_something()
             && restart::is_undone(&self.services.pool, &target).await
         {
             self.restarted(target.boot).await;
@@ -303,6 +303,7 @@ impl Actor {
     async fn asked(
         &mut self,
         request: Request,
+        config: Option<Box<NewConfig>>,
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Operation {
         if request == Request::Up && self.machine.phase() == Phase::Running {
@@ -314,6 +315,11 @@ impl Actor {
         let (machine, effects) = before.step(Event::Asked(request));
         if before.record().desired == Desired::Destroyed && request != Request::Destroy {
             return Operation::ended(Err(self.entry.being_destroyed()), None);
+        }
+        if let Some(config) = config
+            && let Err(error) = self.configure(*config).await
+        {
+            return Operation::ended(Err(error), None);
         }
         let joins = before.work().is_some() && machine.record() == before.record();
         if !joins {
@@ -340,6 +346,19 @@ impl Actor {
             self.rest(|_| Ok(()));
         }
         operation
+    }
+
+    /// Has the next environment made from `new`.
+    async fn configure(&self, new: NewConfig) -> Result {
+        let id = &self.entry.reference.id;
+        self.services.contexts.put(id, new.context).await?;
+        let saved = self.services.store.save_config(id, &new.spec.config).await;
+        saved.map_err(|error| error.explain(&self.entry.context()))?;
+        if new.spec.build().is_none() {
+            self.services.contexts.remove(id);
+        }
+        self.entry.set_spec(new.spec);
+        Ok(())
     }
 
     fn superseded_by(&self, request: Request) -> WorkspaceError {
@@ -480,7 +499,7 @@ impl Actor {
         if self.machine.record().desired == Desired::Idle && self.note.is_none() {
             self.note = self
                 .entry
-                .spec
+                .spec()
                 .config
                 .idle_timeout
                 .map(|timeout| format!("it went idle: nothing had used it for {timeout}"));

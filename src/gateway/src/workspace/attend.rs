@@ -11,7 +11,7 @@ use vendetta_proto::ServiceName;
 use super::entry::Entry;
 use super::manager::AgentTarget;
 use super::services::Services;
-use super::{ProgressSink, idle, restart};
+use super::{ProgressSink, Spec, idle, restart};
 use crate::ports::{Open, Opening};
 
 /// Dropped, it ends.
@@ -61,16 +61,17 @@ pub(super) async fn attend(
             progress.message("ports", format!("{key}: port {host_port} is {problem}"));
         }
     }
+    let spec = entry.spec();
     let mut watches = Vec::new();
-    if entry.spec.starts_something() {
+    if spec.starts_something() {
         let (entry, pool) = (Arc::clone(entry), services.pool.clone());
         let watching = restart::watch(entry, pool, Arc::clone(target));
         watches.push(AbortOnDropHandle::new(services.tracker.spawn(watching)));
     }
-    if let Some(limit) = entry.spec.idle_timeout() {
+    if let Some(limit) = spec.idle_timeout() {
         let watching = idle::watch(Arc::clone(entry), limit);
         watches.push(AbortOnDropHandle::new(services.tracker.spawn(watching)));
-        let busy = busy(entry);
+        let busy = busy(&spec);
         if !busy.is_empty() {
             let (pool, activity) = (services.pool.clone(), entry.activity.clone());
             let following = idle::follow_busy(pool, Arc::clone(target), activity, busy);
@@ -81,8 +82,8 @@ pub(super) async fn attend(
 }
 
 /// The services that count as use of the workspace while they run.
-fn busy(entry: &Entry) -> BTreeSet<ServiceName> {
-    let services = entry.spec.config.services.iter();
+fn busy(spec: &Spec) -> BTreeSet<ServiceName> {
+    let services = spec.config.services.iter();
     let busy = services.filter(|(_, service)| service.busy);
     busy.map(|(name, _)| name.clone()).collect()
 }

@@ -28,7 +28,7 @@ impl Contexts {
         self.dir.join(format!("{id}.tar"))
     }
 
-    /// Keeps the archive of a new workspace, if it has one.
+    /// Keeps the archive of a workspace, if it has one, instead of the one there is.
     pub(super) async fn put(
         &self,
         id: &WorkspaceId,
@@ -44,7 +44,7 @@ impl Contexts {
             tracing::error!(%id, %error, "keeping what an image is built from");
             WorkspaceError::new(
                 ErrorKind::Internal,
-                "workspace create",
+                "project",
                 "the gateway could not keep the project's files",
             )
             .with_remedy("the gateway's log says more")
@@ -73,14 +73,19 @@ fn write(dir: &Path, path: &Path, context: &[u8]) -> io::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(dir)?;
+    let new = path.with_extension("new");
     let mut file = fs::OpenOptions::new()
         .write(true)
-        .create_new(true)
+        .create(true)
+        .truncate(true)
         .mode(0o600)
-        .open(path)?;
-    let written = file.write_all(context).and_then(|()| file.sync_all());
+        .open(&new)?;
+    let written = file
+        .write_all(context)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&new, path));
     if written.is_err() {
-        remove(path);
+        remove(&new);
     }
     written
 }
@@ -111,6 +116,8 @@ mod tests {
         for id in [&one, &two] {
             contexts.put(id, Some(b"files".to_vec())).await.unwrap();
         }
+        contexts.put(&one, Some(b"others".to_vec())).await.unwrap();
+        assert_eq!(fs::read(contexts.path(&one)).unwrap(), b"others");
         let mode = fs::metadata(contexts.path(&one))
             .unwrap()
             .permissions()

@@ -1,8 +1,8 @@
 //! A workspace as everybody but its actor sees it: what never changes, the
-//! latest snapshot of what does, and the way to ask for something.
+//! latest of what does, and the way to ask for something.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -40,10 +40,22 @@ pub(super) enum Message {
     Forget(oneshot::Sender<()>),
 }
 
+/// What a workspace is to be made from, from its next environment on.
+#[derive(Debug)]
+pub struct NewConfig {
+    /// It; its provider is the workspace's own.
+    pub spec: Spec,
+    /// An archive of the files that its image is built from; none: those that
+    /// there are serve on.
+    pub context: Option<Vec<u8>>,
+}
+
 /// Something that is asked for.
 #[derive(Debug)]
 pub(super) struct Ask {
     pub request: Request,
+    /// What it is to be made from, from now on.
+    pub config: Option<Box<NewConfig>>,
     /// The caller's ssh-agent, for what may need their keys.
     pub ssh_agent: Option<Arc<dyn AgentAccess>>,
     /// Where to watch it.
@@ -82,7 +94,9 @@ type Engine = (Arc<dyn NodeTransport>, Arc<dyn Provider>);
 #[derive(Debug)]
 pub(super) struct Entry {
     pub reference: WorkspaceRef,
-    pub spec: Spec,
+    /// What runs it.
+    pub provider: ProviderKind,
+    spec: RwLock<Arc<Spec>>,
     /// The node it is on.
     pub node: Arc<Node>,
     pub created: Timestamp,
@@ -116,7 +130,8 @@ impl Entry {
                 name: row.name,
                 owner: row.owner,
             },
-            spec: Spec::stored(row.provider, row.config),
+            provider: row.provider,
+            spec: RwLock::new(Arc::new(Spec::stored(row.provider, row.config))),
             node,
             created: row.created,
             host_public: host_key.public(),
@@ -131,6 +146,16 @@ impl Entry {
         }
     }
 
+    /// What it is made from; another one after a rebuild with a new config.
+    pub(super) fn spec(&self) -> Arc<Spec> {
+        Arc::clone(&self.spec.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// To be called by the actor, once that is saved.
+    pub(super) fn set_spec(&self, spec: Spec) {
+        *self.spec.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(spec);
+    }
+
     /// "workspace NAME", for errors.
     pub(super) fn context(&self) -> String {
         format!("workspace {}", self.reference.name)
@@ -139,12 +164,12 @@ impl Entry {
     /// The way to its node, and its engine there.
     pub(super) fn place(&self) -> Result<Engine, WorkspaceError> {
         let place = self.node.place();
-        match place.providers.get(&self.spec.provider) {
+        match place.providers.get(&self.provider) {
             Some(provider) => Ok((Arc::clone(&place.transport), Arc::clone(provider))),
             None => Err(WorkspaceError::new(
                 ErrorKind::Unavailable,
                 self.context(),
-                format!("node {} has no provider {}", place.name, self.spec.provider),
+                format!("node {} has no provider {}", place.name, self.provider),
             )),
         }
     }
@@ -214,9 +239,9 @@ impl Entry {
     fn awaited(&self) -> String {
         let node = self.node.name();
         let away = self.node.health().state == NodeState::Down;
-        match self.spec.provider {
+        match self.provider {
             ProviderKind::Docker | ProviderKind::Lxc if !away => {
-                format!("{} on node {node} answers", self.spec.provider)
+                format!("{} on node {node} answers", self.provider)
             }
             _ => format!("node {node} is back"),
         }
@@ -264,11 +289,13 @@ impl Entry {
     pub(super) async fn ask(
         &self,
         request: Request,
+        config: Option<Box<NewConfig>>,
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Option<Operation> {
         let (reply, answer) = oneshot::channel();
         let ask = Ask {
             request,
+            config,
             ssh_agent,
             reply,
         };
@@ -277,24 +304,24 @@ impl Entry {
     }
 
     pub(super) fn status(&self) -> WorkspaceStatus {
-        let snapshot = self.snapshot();
+        let (snapshot, spec) = (self.snapshot(), self.spec());
         WorkspaceStatus {
             name: self.reference.name.clone(),
             id: self.reference.id.clone(),
             owner: self.reference.owner.clone(),
-            provider: self.spec.provider,
+            provider: self.provider,
             node: self.node.name(),
-            image: self.spec.made_from(),
+            image: spec.made_from(),
             state: snapshot.phase,
             desired: snapshot.record.desired,
-            auto_up: self.spec.auto_up,
+            auto_up: spec.auto_up,
             created: self.created,
             since: snapshot.since,
             failure: snapshot.failure,
             note: snapshot.note.or_else(|| self.node_trouble()),
-            idle_timeout: self.spec.config.idle_timeout,
+            idle_timeout: spec.config.idle_timeout,
             ports: self.ports.borrow().clone(),
-            inactive: self.spec.inactive(),
+            inactive: spec.inactive(),
             host_key: self.host_public.clone(),
             host_key_fingerprint: self.host_public.fingerprint(),
         }

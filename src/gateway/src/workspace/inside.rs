@@ -101,7 +101,7 @@ impl Workspaces {
         workspace: &Authorized<WorkspaceRef>,
     ) -> Result<Vec<ServiceName>, WorkspaceError> {
         let entry = self.entry(workspace)?;
-        Ok(entry.spec.config.services.keys().cloned().collect())
+        Ok(entry.spec().config.services.keys().cloned().collect())
     }
 
     /// How its services are.
@@ -303,7 +303,7 @@ impl Workspaces {
         let Ok(entry) = self.entry(workspace) else {
             return;
         };
-        let Some(hook) = entry.spec.config.hooks.attach.clone() else {
+        let Some(hook) = entry.spec().config.hooks.attach.clone() else {
             return;
         };
         let (workspaces, cancel) = (self.clone(), self.cancellation());

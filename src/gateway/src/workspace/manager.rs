@@ -12,7 +12,7 @@ use vendetta_proto::{UserName, WorkspaceName};
 use vendetta_sshio::keys::{PrivateKey, PublicKey};
 
 use super::activity::Activity;
-use super::entry::{Entry, Message};
+use super::entry::{Entry, Message, NewConfig};
 use super::error::Explain;
 use super::services::{Services, allowed};
 use super::state::{Desired, Phase, Record, Request};
@@ -346,10 +346,11 @@ impl Workspaces {
         &self,
         workspace: &WorkspaceRef,
         request: Request,
+        config: Option<Box<NewConfig>>,
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Operation {
         let answer = match self.entry(workspace) {
-            Ok(entry) => entry.ask(request, ssh_agent).await.ok_or_else(|| {
+            Ok(entry) => entry.ask(request, config, ssh_agent).await.ok_or_else(|| {
                 if self.0.cancel.is_cancelled() {
                     let context = entry.context();
                     WorkspaceError::new(ErrorKind::Unavailable, context, "the gateway is stopping")
@@ -369,26 +370,37 @@ impl Workspaces {
         workspace: &Authorized<WorkspaceRef>,
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Operation {
-        self.ask(workspace, Request::Up, ssh_agent).await
+        self.ask(workspace, Request::Up, None, ssh_agent).await
     }
 
     /// Takes it down; its disk stays.
     pub async fn down(&self, workspace: &Authorized<WorkspaceRef>) -> Operation {
-        self.ask(workspace, Request::Down, None).await
+        self.ask(workspace, Request::Down, None, None).await
     }
 
-    /// Makes its environment anew and brings it up; `/workspace` stays.
+    /// Makes its environment anew, from `config` if there is one, and brings it
+    /// up; `/workspace` stays.
     pub async fn rebuild(
         &self,
         workspace: &Authorized<WorkspaceRef>,
+        config: Option<Box<NewConfig>>,
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Operation {
-        self.ask(workspace, Request::Rebuild, ssh_agent).await
+        self.ask(workspace, Request::Rebuild, config, ssh_agent)
+            .await
     }
 
     /// Removes all of it.
     pub async fn destroy(&self, workspace: &Authorized<WorkspaceRef>) -> Operation {
-        self.ask(workspace, Request::Destroy, None).await
+        self.ask(workspace, Request::Destroy, None, None).await
+    }
+
+    /// What it is made from. From memory.
+    ///
+    /// # Errors
+    /// When it was destroyed since it was found (3).
+    pub fn spec(&self, workspace: &Authorized<WorkspaceRef>) -> Result<Arc<Spec>, WorkspaceError> {
+        Ok(self.entry(workspace)?.spec())
     }
 
     /// How it is. From memory.
@@ -445,7 +457,7 @@ impl Workspaces {
         {
             return Ok(Agent::Ready(target));
         }
-        let (desired, auto_up) = (snapshot.record.desired, entry.spec.auto_up);
+        let (desired, auto_up) = (snapshot.record.desired, entry.spec().auto_up);
         let starts = snapshot.phase == Phase::Starting && desired == Desired::Running;
         let refuse = |problem: String| {
             let up = format!("ssh vendetta workspace up {}", workspace.name);

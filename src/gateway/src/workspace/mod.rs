@@ -35,6 +35,7 @@ pub use crate::ports::{
 };
 pub use activity::{Activity, InUse};
 pub use check::{Wrong, is_variable_name};
+pub use entry::NewConfig;
 pub(crate) use error::Explain;
 pub use error::{ErrorKind, WorkspaceError};
 pub use guests::Pipe;

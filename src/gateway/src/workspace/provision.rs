@@ -29,7 +29,8 @@ pub(super) async fn provision(
     if entry.provisioned() == generation {
         return Ok(());
     }
-    let config = &entry.spec.config;
+    let spec = entry.spec();
+    let config = &spec.config;
     if let Some(repo) = &config.repo {
         clone(place, repo, context).await?;
     }

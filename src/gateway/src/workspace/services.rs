@@ -117,11 +117,7 @@ impl Services {
 
     /// Whether a provider of a node may have anything of ours.
     pub(super) fn may_have_ours(&self, node: &Node, kind: ProviderKind) -> bool {
-        let used = || {
-            self.on(node)
-                .iter()
-                .any(|entry| entry.spec.provider == kind)
-        };
+        let used = || self.on(node).iter().any(|entry| entry.provider == kind);
         kind != ProviderKind::Host || node.place().allow_host || used()
     }
 

@@ -105,7 +105,7 @@ async fn sweep(
         }
     }
     for entry in services.on(node) {
-        if entry.spec.provider == provider.kind() {
+        if entry.provider == provider.kind() {
             // One that is too busy to be told has something better to do.
             let _ = entry.inbox.try_send(Message::Look(None));
         }

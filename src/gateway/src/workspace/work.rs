@@ -154,10 +154,11 @@ async fn log_in(
 
 /// Whether nothing is to be done in the environment itself.
 fn is_plain(entry: &Entry, generation: u64) -> bool {
-    let config = &entry.spec.config;
+    let spec = entry.spec();
+    let config = &spec.config;
     let to_set_up =
         config.repo.is_some() || config.dotfiles.is_some() || config.hooks.create.is_some();
-    !entry.spec.starts_something() && (!to_set_up || entry.provisioned() == generation)
+    !spec.starts_something() && (!to_set_up || entry.provisioned() == generation)
 }
 
 async fn start_services(
@@ -165,7 +166,8 @@ async fn start_services(
     place: &Place<'_>,
     context: &Context,
 ) -> Result<(), WorkspaceError> {
-    let config = &entry.spec.config;
+    let spec = entry.spec();
+    let config = &spec.config;
     let name = &entry.reference.name;
     if !config.services.is_empty() {
         let (request, all) = (ServiceRequest::Start, BTreeSet::new());
@@ -199,7 +201,7 @@ async fn start_services(
     step.end(ran.map_err(|error| {
         error
             .explain(place.about, "hook up")
-            .with_remedy(format!("mend it, then: ssh vendetta workspace up {name}"))
+            .with_remedy(format!("mend what it runs, then: ssh vendetta workspace up {name}; a changed config goes in with: ssh vendetta workspace rebuild {name} --config -"))
     }))?;
     ask(Request::Mark { mark: mark() }).await.map(|_| ())
 }
@@ -212,8 +214,9 @@ async fn start_environment(
     context: &Context,
 ) -> Result<AgentTarget, WorkspaceError> {
     let about = entry.context();
-    allowed(&entry.node.place(), entry.spec.provider)?;
-    for line in entry.spec.inactive() {
+    allowed(&entry.node.place(), entry.provider)?;
+    let spec = entry.spec();
+    for line in spec.inactive() {
         context.progress.message("config", line);
     }
     let (node, provider) = entry.place()?;
@@ -226,9 +229,8 @@ async fn start_environment(
         id: entry.reference.id.clone(),
         name: entry.reference.name.clone(),
         generation: start.generation,
-        config: entry.spec.config.clone(),
-        build_context: entry
-            .spec
+        config: spec.config.clone(),
+        build_context: spec
             .build()
             .map(|_| services.contexts.path(&entry.reference.id)),
         agent,
@@ -315,7 +317,8 @@ pub(super) async fn stop(
 /// The down hook, then the services. Whatever goes wrong with them is told and
 /// does not keep the environment up.
 async fn take_leave(services: &Services, entry: &Entry, target: &AgentTarget, context: &Context) {
-    let config = &entry.spec.config;
+    let spec = entry.spec();
+    let config = &spec.config;
     if config.hooks.down.is_none() && config.services.is_empty() {
         return;
     }
@@ -381,7 +384,8 @@ async fn host_ports(
     context: &Context,
 ) -> Result<BTreeMap<ServiceName, u16>, WorkspaceError> {
     let reference = &entry.reference;
-    let config = &entry.spec.config;
+    let spec = entry.spec();
+    let config = &spec.config;
     let assigned = services
         .ports
         .assign(&reference.id, &reference.owner, config);
@@ -413,7 +417,8 @@ fn agent_config(
         &host_names(name),
         &format!("vendetta workspace {name}"),
     );
-    let config = &entry.spec.config;
+    let spec = entry.spec();
+    let config = &spec.config;
     let config = AgentConfig {
         version: CONFIG_VERSION,
         workspace: name.to_string(),

@@ -1,0 +1,181 @@
+//! A rebuild from another config: what changes, what stays, and what is refused.
+
+use std::fs;
+
+use serde_json::Value;
+use vendetta_tests::{BUSYBOX, Gateway, Run, TOOLS};
+
+const REBUILD: &str = "workspace rebuild ws --config -";
+
+/// Names of what its services are called, and the ports of the gateway's machine that are theirs.
+fn ports(gateway: &Gateway) -> Vec<(String, u64)> {
+    let ports = gateway.control("workspace ports ws --json").ok().json();
+    let ports = ports["mapped"].as_array().expect("a list").clone();
+    let port = |port: &Value| {
+        let name = port["service"].as_str().unwrap_or("none").to_owned();
+        (name, port["host_port"].as_u64().expect("a port"))
+    };
+    ports.iter().map(port).collect()
+}
+
+fn service(name: &str, port: u16, more: &str) -> String {
+    let command = format!("exec socat TCP-LISTEN:{port},fork,reuseaddr EXEC:true");
+    format!("  {name}: {{command: \"{command}\", port: {port}{more}}}\n")
+}
+
+#[test]
+fn a_rebuild_from_another_config_changes_all_of_it_and_keeps_the_folder() {
+    let mut gateway = Gateway::docker();
+    let image = format!("docker: {{image: \"{TOOLS}\"}}\n");
+    let config = |word: &str, services: &[String]| {
+        let services = services.concat();
+        format!("{image}env: {{WORD: {word}}}\nservices:\n{services}")
+    };
+    let (one, two) = (service("one", 7001, ""), service("two", 7002, ""));
+    gateway.create("ws", &config("before", &[one.clone(), two]));
+    gateway.control("workspace up ws").ok();
+    gateway
+        .exec("ws", "echo kept >file; echo lost >/root/file")
+        .ok();
+    let before = ports(&gateway);
+    let [(_, port_of_one), (_, port_of_two)] = before[..] else {
+        panic!("{before:?}")
+    };
+
+    // A service less, one more, and the port of the one that went wished for.
+    let wish = format!(", host_port: {port_of_two}");
+    let three = service("three", 7003, &wish);
+    let changed = config("after", &[one, three]);
+    let said = gateway.control(REBUILD).stdin(changed.as_str()).ok();
+    assert!(said.text().contains("services ready"), "{said}");
+    let now = "echo $WORD; cat file; ls /root | wc -l; echo $VENDETTA_SERVICE_THREE_PORT";
+    let said = gateway.exec("ws", now).ok().text();
+    assert_eq!(said, "after\nkept\n0\n7003");
+    let mut after = ports(&gateway);
+    after.sort();
+    assert_eq!(
+        after,
+        [
+            ("one".to_owned(), port_of_one),
+            ("three".to_owned(), port_of_two)
+        ]
+    );
+
+    // Flags change what they name, and nothing else.
+    let flags = "workspace rebuild ws --env WORD=flag --user dev";
+    gateway.control(flags).ok();
+    let now = "echo $WORD; id -un; echo $VENDETTA_SERVICE_THREE_PORT";
+    assert_eq!(gateway.exec("ws", now).ok().text(), "flag\ndev\n7003");
+
+    // It is what the workspace is from now on.
+    gateway.control("workspace down ws").ok();
+    gateway.kill();
+    gateway.start();
+    gateway.control("workspace up ws").ok();
+    assert_eq!(gateway.exec("ws", now).ok().text(), "flag\ndev\n7003");
+    gateway.control("workspace rebuild ws").ok();
+    assert_eq!(gateway.exec("ws", now).ok().text(), "flag\ndev\n7003");
+    gateway.control("workspace destroy ws --yes").ok();
+    assert_eq!(gateway.resources(), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_rebuild_cannot_do_is_refused_and_changes_nothing() {
+    let gateway = Gateway::docker();
+    let config = format!("docker: {{image: \"{BUSYBOX}\"}}\nenv: {{WORD: before}}\n");
+    gateway.create("ws", &config);
+    gateway.control("workspace up ws").ok();
+    let started = "cut -d' ' -f22 /proc/1/stat; echo $WORD";
+    let before = gateway.exec("ws", started).ok().text();
+    let after = config.replace("before", "after");
+    for (wrong, status, words) in [
+        ("provider: qemu\n", 4, ["provider is docker", "qemu"]),
+        (
+            "remote: {node: elsewhere}\n",
+            4,
+            ["on node local", "elsewhere"],
+        ),
+        ("services: {a: {comand: x}}\n", 2, ["3:16", "command"]),
+        ("user: \"no such user\"\n", 2, ["3:7", "user"]),
+    ] {
+        let config = format!("{after}{wrong}");
+        let run = gateway
+            .control(REBUILD)
+            .stdin(config)
+            .finish()
+            .exits(status);
+        for word in words {
+            assert!(run.error_text().contains(word), "{word}: {run}");
+        }
+    }
+    let run = gateway.control("workspace rebuild ws --cpu 0").finish();
+    assert!(run.exits(2).error_text().contains("cpu"));
+    // A file of the gateway's machine is none of its callers' business.
+    let run = gateway.control("workspace rebuild ws --config /etc/passwd");
+    assert!(run.finish().exits(2).error_text().contains("--config - <"));
+    assert_eq!(gateway.exec("ws", started).ok().text(), before);
+
+    // What the image has not is known once it starts, and can be changed back.
+    let absent = gateway.control("workspace rebuild ws --user ada").finish();
+    assert!(absent.exits(3).error_text().contains("ada"));
+    let whole = format!("{after}provider: docker\nremote: {{node: local}}\n");
+    gateway.control(REBUILD).stdin(whole).ok();
+    assert_eq!(gateway.exec("ws", "echo $WORD").ok().text(), "after");
+}
+
+#[test]
+fn an_image_is_built_anew_from_what_is_sent() {
+    let gateway = Gateway::docker();
+    let root = gateway.scratch().join("project");
+    fs::create_dir_all(root.join(".vendetta")).expect("a folder");
+    let put = |path: &str, content: &str| fs::write(root.join(path), content).expect("a file");
+    put(".vendetta/config.yaml", "docker: {build: {}}\n");
+    put(
+        "Dockerfile",
+        &format!("FROM {TOOLS}\nRUN echo one >/which\n"),
+    );
+    let create = ["workspace", "create", "ws", "--up"];
+    gateway.front().current_dir(&root).args(create).ok();
+    let which = || gateway.exec("ws", "cat /which").ok().text();
+    assert_eq!(which(), "one");
+
+    put(
+        "Dockerfile",
+        &format!("FROM {TOOLS}\nRUN echo two >/which\n"),
+    );
+    let archive = Run::new("tar").current_dir(&root).args(["c", "."]).ok();
+    gateway.control(REBUILD).stdin(archive.stdout).ok();
+    assert_eq!(which(), "two");
+    put(
+        "Dockerfile",
+        &format!("FROM {TOOLS}\nRUN echo three >/which\n"),
+    );
+    // Without a config what was sent last serves, wherever the command is given.
+    let rebuild = ["workspace", "rebuild", "ws"];
+    gateway.front().current_dir(&root).args(rebuild).ok();
+    assert_eq!(which(), "two");
+    let config = [&rebuild[..], &["--config", ".vendetta/config.yaml"]].concat();
+    gateway.front().current_dir(&root).args(&config).ok();
+    assert_eq!(which(), "three");
+
+    // A Dockerfile that is wrong is mended as its remedy says.
+    put("Dockerfile", &format!("FROM {TOOLS}\nRUN false\n"));
+    let wrong = gateway.front().current_dir(&root).args(&config).finish();
+    assert!(wrong.error_text().contains("workspace rebuild"), "{wrong}");
+    put(
+        "Dockerfile",
+        &format!("FROM {TOOLS}\nRUN echo four >/which\n"),
+    );
+    gateway.front().current_dir(&root).args(&config).ok();
+    assert_eq!(which(), "four");
+
+    // An image instead: what it was built from goes.
+    let kept = gateway.state_dir().join("contexts");
+    assert_eq!(fs::read_dir(&kept).expect("a folder").count(), 1);
+    let image = format!("workspace rebuild ws --image {TOOLS}");
+    gateway.control(&image).ok();
+    gateway.exec("ws", "cat /which").finish().exits(1);
+    assert_eq!(fs::read_dir(&kept).expect("a folder").count(), 0);
+    gateway.control("workspace destroy ws --yes").ok();
+    assert_eq!(gateway.resources(), Vec::<String>::new());
+}
