@@ -170,7 +170,14 @@ fn a_machine_lives_from_create_to_destroy_and_keeps_what_it_should() {
         format!("{}\nroot", data.len())
     );
 
-    slow(&gateway, "workspace rebuild vm").ok();
+    // With more room on both of its disks.
+    let larger = config(&image, "user: ada\n").replace("2G", "24G");
+    let rebuild = slow(&gateway, "workspace rebuild vm --config -");
+    rebuild.stdin(larger).ok();
+    assert!(root_size(&gateway) > 22 << 30, "{}", root_size(&gateway));
+    let room = "df -Pk /workspace | tail -n 1 | awk '{print $2}'";
+    let room = gateway.exec("vm", room).ok().text();
+    assert!(room.parse::<u64>().expect("a size") > 22 << 20, "{room}");
     let rebuilt = gateway.exec("vm+root", files).finish().exits(1);
     assert!(
         rebuilt.text().starts_with(&data.len().to_string()),
@@ -332,7 +339,8 @@ services: {{web: {{command: \"{BOOT_ID} | socat -u - TCP:10.0.2.2:{port}; exec s
     eventually("it is up", || gateway.state("vm") == "running");
     let said = gateway.exec("vm", &format!("cat file; {BOOT_ID}")).ok();
     assert_eq!(format!("{}\n", said.text()), format!("kept\n{}", second[0]));
-    assert!(told.try_recv().is_err(), "something was started twice");
+    let twice = told.recv_timeout(Duration::from_secs(3));
+    assert!(twice.is_err(), "something was started twice");
 }
 
 /// With all that is done in an environment, and no network that leads out of it.

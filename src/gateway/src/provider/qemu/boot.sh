@@ -76,8 +76,13 @@ workspace() {
     said=$(mount_workspace 2>&1) || { e2fsck -p "$device" >/dev/null 2>&1; said=$(mount_workspace 2>&1); } ||
         fail "the workspace's disk cannot be mounted at $workspace_folder: $said;" \
             "its file is workspace.qcow2 in the workspace's folder on the node"
-    # So that it is seen to be empty.
-    [ -z "${fresh:-}" ] || rmdir "$workspace_folder/lost+found"
+    if [ -n "${fresh:-}" ]; then
+        # So that it is seen to be empty.
+        rmdir "$workspace_folder/lost+found"
+    else
+        # The config may have given it more room since.
+        said=$(resize2fs "$device" 2>&1) || say "the workspace's file system has not been grown: $said"
+    fi
 }
 
 # The root file system takes all of its disk. Cloud images see to that with growpart,

@@ -60,6 +60,8 @@ umask 077
 mkdir -p "$dir" && cd "$dir" || exit 1
 exec 9>lock && timeout 60 flock 9 || { echo "somebody else has been at it for a minute" >&2; exit 1; }
 write() { printf '%s' "$2" >"$1.new" && mv -f "$1.new" "$1"; }
+# Of a qcow2 file, as its header has it: bytes 24 to 31, the most significant first.
+size_of() { header=$(head -c 32 "$1" | tail -c 8 | od -An -v -tx1 | tr -d ' \n') && echo $((0x$header)); }
 if runs "$dir"; then runs=1; else runs=; fi
 if [ "$(cat machine.json 2>/dev/null)" != "$marker" ]; then
     [ -z "$runs" ] || { echo "the machine of another generation runs" >&2; exit 1; }
@@ -68,6 +70,9 @@ if [ "$(cat machine.json 2>/dev/null)" != "$marker" ]; then
     qemu-img create -q -f qcow2 -F "$format" -b "$base" overlay.qcow2 "$size" || exit 1
     if [ ! -f workspace.qcow2 ]; then
         qemu-img create -q -f qcow2 workspace.new "$room" && mv workspace.new workspace.qcow2 || exit 1
+    elif has=$(size_of workspace.qcow2) && [ "$has" -lt "$room" ]; then
+        # It grows, and never shrinks.
+        qemu-img resize -q -f qcow2 workspace.qcow2 "$room" || exit 1
     fi
     write machine.json "$marker" || exit 1
 fi
