@@ -1,9 +1,11 @@
 //! A rebuild from another config: what changes, what stays, and what is refused.
 
 use std::fs;
+use std::net::TcpListener;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use vendetta_tests::{BUSYBOX, Gateway, Run, TOOLS};
+use vendetta_tests::{BUSYBOX, Finished, Gateway, Run, TOOLS};
 
 const REBUILD: &str = "workspace rebuild ws --config -";
 
@@ -61,9 +63,30 @@ fn a_rebuild_from_another_config_changes_all_of_it_and_keeps_the_folder() {
         ]
     );
 
-    // Flags change what they name, and nothing else.
+    // The two that are there change places.
+    let wish = |port: u64| format!(", host_port: {port}");
+    let one = service("one", 7001, &wish(port_of_two));
+    let three = service("three", 7003, &wish(port_of_one));
+    let swapped = config("after", &[one, three]);
+    gateway.control(REBUILD).stdin(swapped).ok();
+    let mut after = ports(&gateway);
+    after.sort();
+    assert_eq!(
+        after,
+        [
+            ("one".to_owned(), port_of_two),
+            ("three".to_owned(), port_of_one)
+        ]
+    );
+
+    // Flags change what they name, and nothing else; of the files of another user it is
+    // told what to do about them.
     let flags = "workspace rebuild ws --env WORD=flag --user dev";
-    gateway.control(flags).ok();
+    let said = gateway.control(flags).ok();
+    let give = "workspace exec ws --user root -- chown -R dev /workspace";
+    assert!(said.error_text().contains(give), "{said}");
+    gateway.control(give).ok();
+    gateway.exec("ws", "echo more >>file").ok();
     let now = "echo $WORD; id -un; echo $VENDETTA_SERVICE_THREE_PORT";
     assert_eq!(gateway.exec("ws", now).ok().text(), "flag\ndev\n7003");
 
@@ -80,6 +103,45 @@ fn a_rebuild_from_another_config_changes_all_of_it_and_keeps_the_folder() {
 }
 
 #[test]
+fn the_environment_is_taken_leave_of_as_it_was_made() {
+    let gateway = Gateway::docker();
+    let image = format!("docker: {{image: \"{TOOLS}\"}}\n");
+    let hooks = "hooks: {up: \"echo up >>log\", down: \"echo down >>log\"}\n";
+    gateway.create("ws", &format!("{image}{hooks}"));
+    gateway.control("workspace up ws").ok();
+    let changed = hooks.replace("echo", "echo new");
+    let changed = format!("{image}{changed}");
+    gateway.control(REBUILD).stdin(changed).ok();
+    gateway.control(REBUILD).stdin(image).ok();
+    let log = gateway.exec("ws", "cat log").ok().text();
+    assert_eq!(log, "up\ndown\nnew up\nnew down");
+}
+
+#[test]
+fn rebuilds_at_once_lose_no_change_of_one_another() {
+    let gateway = Gateway::docker();
+    gateway.create("ws", &format!("docker: {{image: \"{BUSYBOX}\"}}\n"));
+    let rebuild = |env: &str| gateway.control(&format!("workspace rebuild ws --env {env}"));
+    // Before it was ever up, and while the other is under way.
+    let (one, two) = (rebuild("ONE=1").spawn(), rebuild("TWO=2").spawn());
+    let (one, two) = (one.finish(), two.finish());
+    let given_up = |run: &Finished| run.code() == 4 && run.error_text().contains("given up");
+    assert!(one.status.success() || given_up(&one), "{one}");
+    assert!(two.status.success() || given_up(&two), "{two}");
+    gateway.control("workspace up ws").ok();
+    assert_eq!(gateway.exec("ws", "echo $ONE$TWO").ok().text(), "12");
+    // One that nobody waits for is done as well; so is one of a workspace that is down.
+    let mut left = rebuild("THREE=3").start();
+    left.expect_stderr(0, "container");
+    left.signal(Signal::SIGKILL);
+    drop(left);
+    gateway.control("workspace down ws").ok();
+    rebuild("FOUR=4").ok();
+    let said = gateway.exec("ws", "echo $ONE$TWO$THREE$FOUR").ok();
+    assert_eq!(said.text(), "1234");
+}
+
+#[test]
 fn what_a_rebuild_cannot_do_is_refused_and_changes_nothing() {
     let gateway = Gateway::docker();
     let config = format!("docker: {{image: \"{BUSYBOX}\"}}\nenv: {{WORD: before}}\n");
@@ -88,13 +150,25 @@ fn what_a_rebuild_cannot_do_is_refused_and_changes_nothing() {
     let started = "cut -d' ' -f22 /proc/1/stat; echo $WORD";
     let before = gateway.exec("ws", started).ok().text();
     let after = config.replace("before", "after");
+    let taken = TcpListener::bind((gateway.ports_address(), 0)).expect("a port");
+    let port = taken.local_addr().expect("its address").port();
+    let held = format!(
+        "services:\n{}",
+        service("web", 80, &format!(", host_port: {port}"))
+    );
     for (wrong, status, words) in [
-        ("provider: qemu\n", 4, ["provider is docker", "qemu"]),
+        ("provider: qemu\n", 4, ["not qemu", "--provider docker"]),
+        (
+            "remote: {node: 192.0.2.7}\n",
+            4,
+            ["not on 192.0.2.7", "--remote local"],
+        ),
         (
             "remote: {node: elsewhere}\n",
-            4,
-            ["on node local", "elsewhere"],
+            3,
+            ["no node elsewhere", "node list"],
         ),
+        (&held, 4, ["is held by", "host_port"]),
         ("services: {a: {comand: x}}\n", 2, ["3:16", "command"]),
         ("user: \"no such user\"\n", 2, ["3:7", "user"]),
     ] {
@@ -109,7 +183,10 @@ fn what_a_rebuild_cannot_do_is_refused_and_changes_nothing() {
         }
     }
     let run = gateway.control("workspace rebuild ws --cpu 0").finish();
-    assert!(run.exits(2).error_text().contains("cpu"));
+    let run = run.exits(2);
+    for word in ["cpu", "workspace rebuild --help"] {
+        assert!(run.error_text().contains(word), "{word}: {run}");
+    }
     // A file of the gateway's machine is none of its callers' business.
     let run = gateway.control("workspace rebuild ws --config /etc/passwd");
     assert!(run.finish().exits(2).error_text().contains("--config - <"));
@@ -121,6 +198,11 @@ fn what_a_rebuild_cannot_do_is_refused_and_changes_nothing() {
     let whole = format!("{after}provider: docker\nremote: {{node: local}}\n");
     gateway.control(REBUILD).stdin(whole).ok();
     assert_eq!(gateway.exec("ws", "echo $WORD").ok().text(), "after");
+    // As it was created, from a config that says something else.
+    let other = format!("{config}provider: qemu\nremote: {{node: elsewhere}}\n");
+    let flags = format!("{REBUILD} --provider docker --remote local");
+    gateway.control(&flags).stdin(other).ok();
+    assert_eq!(gateway.exec("ws", "echo $WORD").ok().text(), "before");
 }
 
 #[test]
@@ -175,6 +257,11 @@ fn an_image_is_built_anew_from_what_is_sent() {
     let image = format!("workspace rebuild ws --image {TOOLS}");
     gateway.control(&image).ok();
     gateway.exec("ws", "cat /which").finish().exits(1);
+    let resources = gateway.resources();
+    assert!(
+        resources.iter().all(|one| !one.starts_with("image ")),
+        "{resources:?}"
+    );
     assert_eq!(fs::read_dir(&kept).expect("a folder").count(), 0);
     gateway.control("workspace destroy ws --yes").ok();
     assert_eq!(gateway.resources(), Vec::<String>::new());

@@ -31,6 +31,9 @@ const ROLE: &str = "VENDETTA_RECOVERY_ROLE";
 
 const NAME: &str = "web";
 
+/// Variable of a config that came with a rebuild.
+const GENERATION: &str = "GENERATION";
+
 /// A gateway without its SSH side.
 struct Core {
     workspaces: Workspaces,
@@ -122,14 +125,15 @@ impl Core {
             "up" => self.workspaces.up(&workspace, None).await,
             "down" => self.workspaces.down(&workspace).await,
             "rebuild" => {
-                // From another config each time.
-                let mut spec = Spec::clone(&self.workspaces.spec(&workspace).unwrap());
-                let rebuilt = spec.config.env.entry("REBUILT".to_owned()).or_default();
-                rebuilt.push('+');
-                let config = Box::new(NewConfig {
-                    spec,
-                    context: None,
-                });
+                // From another config each time, which says what generation it is for.
+                let rows = self.store.workspaces().await.unwrap();
+                let next = rows[0].record.generation + 1;
+                let env = vec![(GENERATION.to_owned(), next.to_string())];
+                let changed = Overrides {
+                    env,
+                    ..Overrides::default()
+                };
+                let config = NewConfig::Changed(changed);
                 let rebuilding = self.workspaces.rebuild(&workspace, Some(config), None);
                 rebuilding.await
             }
@@ -396,6 +400,12 @@ async fn killed_at_random(place: Place, times: u64) {
 
         let core = place.core().await;
         let rows = core.store.workspaces().await.unwrap();
+        for row in &rows {
+            // What it is made from is saved with the generation that it is made for, or not at all.
+            let generation = row.record.generation;
+            let expected = (generation > 1).then(|| generation.to_string());
+            assert_eq!(row.config.env.get(GENERATION), expected.as_ref(), "{told}");
+        }
         match rows.first().map(|row| row.record.desired) {
             None => {
                 // Killed before it was made, or after it was gone: then nothing is left.

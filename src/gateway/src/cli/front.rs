@@ -180,7 +180,7 @@ fn input(command: &Command, words: &mut Vec<String>, dir: &Path) -> Result<Input
             config_input(create.config.as_deref(), "create", words, dir)
         }
         Command::Workspace(WorkspaceCommand::Rebuild(rebuild)) => match &rebuild.config {
-            // Whose directory this is, it does not say; only the words do.
+            // A plain rebuild is not one from the config of whatever directory it is typed in.
             None => Ok(Input::Nothing),
             config => config_input(config.as_deref(), "rebuild", words, dir),
         },

@@ -128,8 +128,13 @@ impl<'a> Sent<'a> {
 
     /// What the engine needs to build an image: the context, without what
     /// `.dockerignore` names, and the Dockerfile in it. `top` is the directory
-    /// that is the project's.
-    pub(super) fn context(&self, top: &str, build: &Build) -> Result<Vec<u8>, Invalid> {
+    /// that is the project's, `command` what it was sent to.
+    pub(super) fn context(
+        &self,
+        top: &str,
+        build: &Build,
+        command: &str,
+    ) -> Result<Vec<u8>, Invalid> {
         let (dir, dockerfile) = (build.context_dir(), build.dockerfile_path());
         let project = |path: &str| below(path, top).map(str::to_owned);
         let mut ignore = Ignore::default();
@@ -153,7 +158,7 @@ impl<'a> Sent<'a> {
             return Err(Invalid::whole(
                 STDIN,
                 format!("has no {dockerfile}, from which the image is to be built"),
-                "send the whole project: tar c . | ssh vendetta workspace create NAME --config -",
+                &format!("send the whole project: tar c . | ssh vendetta {command} --config -"),
             ));
         }
         let mut builder = Builder::new(Vec::new());

@@ -24,15 +24,16 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// What an engine needs to build the image; none when no files came along.
+    /// What an engine needs to build the image; none when no files came along
+    /// to `command`.
     ///
     /// # Errors
     /// [`Invalid`]: the Dockerfile is not there, or there are entries that no build needs.
-    pub fn context(&self, build: &Build) -> Result<Option<Vec<u8>>, Invalid> {
+    pub fn context(&self, build: &Build, command: &str) -> Result<Option<Vec<u8>>, Invalid> {
         let Some((bytes, top)) = &self.archive else {
             return Ok(None);
         };
-        Archive::open(bytes)?.context(top, build).map(Some)
+        Archive::open(bytes)?.context(top, build, command).map(Some)
     }
 }
 
@@ -245,7 +246,10 @@ mod tests {
         for bytes in [archive(files), gzip(&archive(files)), archive(&top[..])] {
             let sent = read(bytes, None, LIMIT).unwrap();
             assert_eq!(sent.project.config.name.as_ref().unwrap().as_str(), "x");
-            let context = sent.context(&build(&sent)).unwrap().unwrap();
+            let context = sent
+                .context(&build(&sent), "config check")
+                .unwrap()
+                .unwrap();
             let mut listed = listed(&context);
             let link = listed.remove("link").unwrap();
             assert!(
@@ -260,7 +264,10 @@ mod tests {
             ];
             let want = want.map(|(path, content)| (path.to_owned(), content.to_owned()));
             assert_eq!(listed, BTreeMap::from(want));
-            let again = sent.context(&build(&sent)).unwrap().unwrap();
+            let again = sent
+                .context(&build(&sent), "config check")
+                .unwrap()
+                .unwrap();
             assert_eq!(context, again, "the same files make the same archive");
         }
     }
@@ -277,7 +284,10 @@ mod tests {
             sent.project.config.workspace_folder.as_deref(),
             Some("/w/site")
         );
-        let context = sent.context(&build(&sent)).unwrap().unwrap();
+        let context = sent
+            .context(&build(&sent), "config check")
+            .unwrap()
+            .unwrap();
         assert_eq!(listed(&context)["Dockerfile"], "FROM x");
     }
 
@@ -308,7 +318,7 @@ mod tests {
                 files.push(("docker/Dev", "FROM x"));
             }
             let sent = read(archive(&files), None, LIMIT).unwrap();
-            let error = sent.context(&build(&sent)).unwrap_err();
+            let error = sent.context(&build(&sent), "config check").unwrap_err();
             assert!(error.to_string().contains(words), "{file:?}: {error}");
         }
         let bomb = gzip(&vec![0; 2 * LIMIT]);
@@ -357,7 +367,7 @@ mod tests {
                 "{paths:?}"
             );
             let sent = read(bytes, None, LIMIT).unwrap();
-            let context = listed(&sent.context(&build).unwrap().unwrap());
+            let context = listed(&sent.context(&build, "config check").unwrap().unwrap());
             for (path, content) in [
                 (".vendetta.Dockerfile", "FROM x"),
                 ("main", "main"),

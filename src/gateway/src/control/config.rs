@@ -102,11 +102,11 @@ async fn check(session: &mut Session<'_>, flag: Option<&str>) -> Result<Done, Fa
     let sent = read_config(session, context, flag, None).await?;
     let project = &sent.project;
     let spec = Spec::resolve(project.config.clone(), Overrides::default())
-        .map_err(|wrong| Failure::wrong(project, wrong, false))?;
+        .map_err(|wrong| Failure::wrong(project, wrong, false, context))?;
     if let Some(build) = spec.build()
-        && sent.context(build)?.is_none()
+        && sent.context(build, context)?.is_none()
     {
-        return Err(Failure::wrong(project, no_files(context), false));
+        return Err(Failure::wrong(project, no_files(context), false, context));
     }
     // Without an order it was refused.
     let order = graph::order(&spec.config.services).unwrap_or_default();

@@ -146,9 +146,9 @@ impl From<Invalid> for Failure {
 }
 
 impl Failure {
-    /// What is wrong with a project config, shown where the config says it. `flag`:
-    /// a flag of the command line says it instead.
-    pub(super) fn wrong(project: &Project, wrong: Wrong, flag: bool) -> Self {
+    /// What is wrong with a project config that `command` was given, shown where the
+    /// config says it. `flag`: a flag of the command line says it instead.
+    pub(super) fn wrong(project: &Project, wrong: Wrong, flag: bool, command: &str) -> Self {
         let shown = if flag {
             None
         } else {
@@ -158,12 +158,17 @@ impl Failure {
             Some(invalid) => invalid.into(),
             None => {
                 let mut failure = Self::from(WorkspaceError::from(wrong));
-                let help = "ssh vendetta workspace create --help";
-                failure.remedy.get_or_insert_with(|| help.to_owned());
+                let help = || format!("ssh vendetta {} --help", verb(command));
+                failure.remedy.get_or_insert_with(help);
                 failure
             }
         }
     }
+}
+
+/// The first two words of a command.
+fn verb(command: &str) -> String {
+    command.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 /// The client's streams failed: it is gone.

@@ -9,12 +9,15 @@ use vendetta_proto::rpc::ServiceState;
 
 use super::command::{Done, Session};
 use super::failure::Failure;
-use super::progress::{result_line, watch};
+use super::progress::watch;
 use super::service;
 use super::workspace::find;
 use crate::access::{Action, Authorized};
+use crate::config::NotHonoured;
 use crate::inventory::AgentAccess;
-use crate::workspace::{NewConfig, Operation, ServiceRequest, WorkspaceRef, Workspaces};
+use crate::workspace::{
+    NewConfig, Operation, ServiceRequest, WorkspaceRef, WorkspaceStatus, Workspaces,
+};
 
 /// What to do with a workspace.
 #[derive(Debug)]
@@ -22,7 +25,7 @@ pub(super) enum Change {
     Up,
     Down,
     /// With what it is made from, from now on.
-    Rebuild(Option<Box<NewConfig>>),
+    Rebuild(Option<NewConfig>),
 }
 
 impl Change {
@@ -47,14 +50,15 @@ pub(super) async fn run(
     change: Change,
 ) -> Result<Done, Failure> {
     let workspace = find(session, Action::Operate, name)?;
-    follow(session, &workspace, change).await
+    follow(session, &workspace, change, &[]).await
 }
 
-/// The same for a workspace that was found already.
+/// The same for a workspace that was found already; `not_honoured` is of its config.
 pub(super) async fn follow(
     session: &mut Session<'_>,
     workspace: &Authorized<WorkspaceRef>,
     change: Change,
+    not_honoured: &[NotHonoured],
 ) -> Result<Done, Failure> {
     let ssh_agent = session.console.agent();
     let (is_up, is_down) = (matches!(change, Change::Up), matches!(change, Change::Down));
@@ -78,7 +82,7 @@ pub(super) async fn follow(
         start_failed(session, workspace).await?;
     }
     let text = if session.json {
-        result_line("workspace", &session.control.workspaces.status(workspace)?)
+        result(&session.control.workspaces.status(workspace)?, not_honoured)
     } else if is_down {
         format!(
             "Workspace {name} is down; its disk stays. Bring it up with: ssh vendetta workspace up {name}\n"
@@ -88,6 +92,15 @@ pub(super) async fn follow(
     };
     session.console.out(&text).await?;
     Ok(Done::Ok)
+}
+
+/// The last line of JSON.
+pub(super) fn result(status: &WorkspaceStatus, not_honoured: &[NotHonoured]) -> String {
+    let mut result = json!({ "event": "result", "workspace": status });
+    if let Some(result) = result.as_object_mut().filter(|_| !not_honoured.is_empty()) {
+        result.insert("not_honoured".to_owned(), json!(not_honoured));
+    }
+    format!("{result}\n")
 }
 
 /// Starts the services that are not well any more in a workspace that was up

@@ -24,6 +24,7 @@ mod prompt;
 pub mod rebuild;
 mod redraw;
 pub mod service;
+pub mod settings;
 pub mod ssh_config;
 mod status;
 mod terminal;

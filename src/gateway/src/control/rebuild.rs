@@ -1,17 +1,19 @@
-//! `workspace rebuild`, also with another config.
+//! `workspace rebuild`, also from another config.
 
 use clap::Args;
-use vendetta_proto::spec::ProjectConfig;
+use vendetta_proto::spec::ProviderKind;
 
 use super::command::{Done, Session};
 use super::config::read_config;
-use super::create::{Settings, context, note_unused, resolve};
 use super::failure::Failure;
 use super::lifecycle::{self, Change};
+use super::settings::{Named, Settings, named_node, note_unused, resolve};
 use super::workspace::{Target, find};
 use crate::access::{Action, Authorized};
-use crate::inventory::Address;
-use crate::workspace::{ErrorKind, NewConfig, Overrides, Spec, WorkspaceRef};
+use crate::config::sent::Sent;
+use crate::workspace::{ErrorKind, NewConfig, Overrides, Spec, WORKSPACE_DIR, WorkspaceRef};
+
+const VERB: &str = "workspace rebuild";
 
 /// Flags of `workspace rebuild`.
 #[derive(Debug, Args)]
@@ -29,37 +31,44 @@ pub struct Rebuild {
 impl Rebuild {
     pub(super) async fn run(self, session: &mut Session<'_>) -> Result<Done, Failure> {
         let workspace = find(session, Action::Operate, self.target.name())?;
-        let config = self.new_config(session, &workspace).await?;
-        lifecycle::follow(session, &workspace, Change::Rebuild(config)).await
-    }
-
-    /// What it is to be made from, when that is said.
-    async fn new_config(
-        self,
-        session: &mut Session<'_>,
-        workspace: &Authorized<WorkspaceRef>,
-    ) -> Result<Option<Box<NewConfig>>, Failure> {
-        if self.config.is_none() && !self.settings.say_something() {
-            return Ok(None);
-        }
-        let (verb, name) = ("workspace rebuild", workspace.name.as_str());
-        let sent = read_config(session, verb, self.config.as_deref(), Some(name)).await?;
-        let stored = session.control.workspaces.spec(workspace)?;
+        let name = workspace.name.as_str();
+        let sent = read_config(session, VERB, self.config.as_deref(), Some(name)).await?;
+        let stored = session.control.workspaces.spec(&workspace)?;
+        stays(session, &workspace, &stored, &self.settings, &sent)?;
         let overrides = Overrides::from(self.settings);
-        if self.config.is_none() {
-            let spec = resolve(&sent.project, stored.config.clone(), overrides)?;
-            let context = None;
-            return Ok(Some(Box::new(NewConfig { spec, context })));
-        }
-        let mut config = sent.project.config.clone();
-        stays(session, workspace, &stored, &config)?;
-        config.provider = Some(stored.provider);
-        config.remote.clone_from(&stored.config.remote);
-        let spec = resolve(&sent.project, config, overrides)?;
-        let context = context(&sent, &spec, &format!("{verb} {name}"))?;
+        let overrides = Overrides {
+            provider: None,
+            ..overrides
+        };
+        let (config, new) = if self.config.is_some() {
+            let mut config = sent.project.config.clone();
+            config.provider = Some(stored.provider);
+            config.remote.clone_from(&stored.config.remote);
+            let command = format!("{VERB} {name}");
+            let (spec, context) = resolve(&sent, config, overrides, &command)?;
+            let new = spec.config.clone();
+            let spec = Box::new(spec);
+            (Some(NewConfig::Replaced { spec, context }), new)
+        } else {
+            let mut new = stored.config.clone();
+            new.user = overrides.user.clone().or(new.user);
+            let changed = overrides != Overrides::default();
+            (changed.then_some(NewConfig::Changed(overrides)), new)
+        };
         // What else is not used is told as it starts.
-        note_unused(session, &sent.project, &[]).await?;
-        Ok(Some(Box::new(NewConfig { spec, context })))
+        note_unused(session, &sent, &[]).await?;
+        if let Some(user) = &new.user
+            && stored.config.user != new.user
+            && stored.provider != ProviderKind::Host
+        {
+            let folder = new.workspace_folder.as_deref().unwrap_or(WORKSPACE_DIR);
+            let note = format!(
+                "note: what is in {folder} stays whose it is; to give it to {user}: ssh vendetta workspace exec {name} --user root -- chown -R {user} {folder}\n"
+            );
+            session.note(&note).await?;
+        }
+        let change = Change::Rebuild(config);
+        lifecycle::follow(session, &workspace, change, &sent.project.not_honoured).await
     }
 }
 
@@ -68,44 +77,36 @@ fn stays(
     session: &Session<'_>,
     workspace: &Authorized<WorkspaceRef>,
     stored: &Spec,
-    config: &ProjectConfig,
+    settings: &Settings,
+    sent: &Sent,
 ) -> Result<(), Failure> {
     let name = &workspace.name;
-    let refuse = |problem: String| {
+    let refuse = |problem: String, flag: String| {
         let failure = Failure::new(ErrorKind::Conflict, format!("workspace {name}"), problem);
         Err(failure.remedy(format!(
-            "a rebuild keeps /workspace where it is: leave that out of the config, or copy what you need and make it anew: ssh vendetta workspace destroy {name}"
+            "a rebuild keeps what is in it where it is: leave that out, or say {flag}; to move it, copy what you need and make it anew: ssh vendetta workspace destroy {name}"
         )))
     };
-    match config.provider {
-        Some(provider) if provider != stored.provider => {
-            return refuse(format!(
-                "its provider is {}, and its new config says {provider}",
-                stored.provider
-            ));
-        }
-        _ => {}
+    let config = &sent.project.config;
+    if let Some(provider) = settings.provider.or(config.provider)
+        && provider != stored.provider
+    {
+        let has = stored.provider;
+        return refuse(
+            format!("its provider is {has}, and not {provider}"),
+            format!("--provider {has}"),
+        );
     }
-    let Some(remote) = &config.remote else {
-        return Ok(());
+    let here = session.control.workspaces.status(workspace)?.node;
+    let flag = settings.remote.as_deref();
+    let other = match named_node(session, VERB, flag, config.remote.as_ref())? {
+        None => return Ok(()),
+        Some(Named::Node(node)) if node.name() == here => return Ok(()),
+        Some(Named::Node(node)) => node.name().to_string(),
+        Some(Named::Machine(address)) => address.to_string(),
     };
-    let workspaces = &session.control.workspaces;
-    let here = workspaces.status(workspace)?.node;
-    let inventory = workspaces.inventory();
-    let named = remote.node.parse().ok();
-    let named = named.and_then(|name| inventory.find(&name)).or_else(|| {
-        let given: Address = remote.node.parse().ok()?;
-        inventory.at(&Address {
-            user: remote.user.clone().or(given.user),
-            port: remote.port.or(given.port),
-            host: given.host,
-        })
-    });
-    match named {
-        Some(node) if node.name() == here => Ok(()),
-        _ => refuse(format!(
-            "it is on node {here}, and its new config says {}",
-            remote.node
-        )),
-    }
+    refuse(
+        format!("it is on node {here}, and not on {other}"),
+        format!("--remote {here}"),
+    )
 }

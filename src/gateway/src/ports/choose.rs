@@ -52,9 +52,12 @@ pub fn choose(
     rows: &[PortRow],
     mut is_free: impl FnMut(u16) -> bool,
 ) -> Choice {
-    let is_for = |row: &PortRow, wanted: &Wanted| {
-        let fits = wanted.wish.is_none_or(|wish| wish == row.host_port);
-        row.workspace == *id && row.key == wanted.key.as_word() && fits
+    let is_for = |row: &PortRow, one: &Wanted| {
+        let fits = match one.wish {
+            Some(wish) => wish == row.host_port,
+            None => wanted.iter().all(|other| other.wish != Some(row.host_port)),
+        };
+        row.workspace == *id && row.key == one.key.as_word() && fits
     };
     let (held, released): (Vec<&PortRow>, Vec<&PortRow>) = rows
         .iter()
@@ -161,7 +164,10 @@ mod tests {
             let ports: BTreeSet<u16> = own.values().copied().collect();
             prop_assume!(ports.len() == own.len() && ports.is_disjoint(&others));
             let keeps = |n: u16, port: u16| {
-                wishes.get(usize::from(n)).is_some_and(|wish| wish.is_none_or(|wish| wish == port))
+                wishes.get(usize::from(n)).is_some_and(|wish| match wish {
+                    Some(wish) => *wish == port,
+                    None => !wishes.contains(&Some(port)),
+                })
             };
             let kept: BTreeSet<u16> =
                 own.iter().filter(|(n, port)| keeps(**n, **port)).map(|(_, port)| *port).collect();
@@ -192,7 +198,11 @@ mod tests {
             }
             for (key, refusal) in &refused {
                 let sound = match refusal {
-                    Refusal::Held(row) => others.contains(&row.host_port) || kept.contains(&row.host_port),
+                    // Two wishes for one port, of which one has it.
+                    Refusal::Held(row) if kept.contains(&row.host_port) => {
+                        wishes.iter().filter(|wish| **wish == Some(row.host_port)).count() > 1
+                    }
+                    Refusal::Held(row) => others.contains(&row.host_port),
                     Refusal::Twice { port, by } => by != key && given.get(by) == Some(port),
                     Refusal::Taken(port) => busy.contains(port),
                     Refusal::Privileged(port) => *port < UNPRIVILEGED,

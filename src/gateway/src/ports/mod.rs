@@ -18,7 +18,7 @@ use vendetta_proto::spec::{Probe, ProjectConfig};
 use vendetta_proto::{ServiceName, UserName};
 
 use crate::store::{PortChange, PortRow, Store, StoreError};
-use crate::workspace::WorkspaceId;
+use crate::workspace::{Record, WorkspaceId};
 use choose::{Refusal, choose};
 
 pub use mapper::{Open, Opening};
@@ -200,6 +200,9 @@ pub struct Assigned {
     pub refused: Vec<Refused>,
 }
 
+/// All that a workspace has been given, by the words of the store, and what it could not be.
+type Outcome = (Vec<(String, u16)>, Vec<(PortKey, Refusal)>);
+
 /// Gives ports and listens on them. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ports {
@@ -214,8 +217,9 @@ impl Ports {
         Self { settings, store }
     }
 
-    /// Gives the workspace `id` of `owner` the ports that its config wants and
-    /// it has not got yet, and takes those that it does not want. Blocks no other thread on programs that hold ports.
+    /// Gives the workspace `id` of `owner` the ports that its config wants and it
+    /// has not got yet; those that it has and the config does not want are taken
+    /// from it. Blocks no other thread on programs that hold ports.
     ///
     /// # Errors
     /// When the store refuses; a port that cannot be given is in the result.
@@ -226,21 +230,7 @@ impl Ports {
         config: &ProjectConfig,
     ) -> Result<Assigned, StoreError> {
         let wanted = wanted(config);
-        let Settings { range, bind } = self.settings.clone();
-        let (workspace, all) = (id.clone(), wanted.clone());
-        let choose = move |rows: &[PortRow]| {
-            let is_free = |port| machine::is_free(SocketAddr::new(bind, port));
-            let choice = choose(&range, &all, &workspace, rows, is_free);
-            let given = choice.given.iter();
-            let given: Vec<_> = given.map(|(key, port)| (key.as_word(), *port)).collect();
-            let released = choice.released;
-            let kept = rows
-                .iter()
-                .filter(|row| row.workspace == workspace && !released.contains(&row.host_port));
-            let kept = kept.map(|row| (row.key.clone(), row.host_port));
-            let all: Vec<_> = kept.chain(given.iter().cloned()).collect();
-            (PortChange { released, given }, (all, choice.refused))
-        };
+        let choose = self.chooser(id, wanted.clone());
         let (rows, refusals) = self.store.assign_ports(id, choose).await?;
         let mut refused = Vec::new();
         for (key, refusal) in refusals {
@@ -249,6 +239,58 @@ impl Ports {
         let rows = rows.iter().map(|(key, port)| (key.as_str(), *port));
         let mappings = self.join(&wanted, rows);
         Ok(Assigned { mappings, refused })
+    }
+
+    /// Saves another config of a workspace and what it is meant to be, with the
+    /// ports that this config wants; when one cannot be given, nothing is saved,
+    /// and that one is returned.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn reconfigure(
+        &self,
+        id: &WorkspaceId,
+        owner: &UserName,
+        record: Record,
+        config: &ProjectConfig,
+    ) -> Result<Option<Refused>, StoreError> {
+        let choose = self.chooser(id, wanted(config));
+        let all_or_none = move |rows: &[PortRow]| {
+            let (change, (_, refusals)) = choose(rows);
+            (refusals.is_empty().then_some(change), refusals)
+        };
+        let refusals = self.store.reconfigure(id, record, config, all_or_none);
+        match refusals.await?.into_iter().next() {
+            Some((key, refusal)) => Ok(Some(self.explain(owner, &key, refusal).await)),
+            None => Ok(None),
+        }
+    }
+
+    /// Chooses for a workspace, of all rows of the store: what changes, and what
+    /// that comes to.
+    fn chooser(
+        &self,
+        id: &WorkspaceId,
+        wanted: Vec<Wanted>,
+    ) -> impl FnOnce(&[PortRow]) -> (PortChange, Outcome) + Send + 'static {
+        let Settings { range, bind } = self.settings.clone();
+        let id = id.clone();
+        move |rows| {
+            let own = || rows.iter().filter(|row| row.workspace == id);
+            // Who listens on what it has is ourselves.
+            let is_free = |port| {
+                own().any(|row| row.host_port == port)
+                    || machine::is_free(SocketAddr::new(bind, port))
+            };
+            let choice = choose(&range, &wanted, &id, rows, is_free);
+            let given = choice.given.iter();
+            let given: Vec<_> = given.map(|(key, port)| (key.as_word(), *port)).collect();
+            let released = choice.released;
+            let kept = own().filter(|row| !released.contains(&row.host_port));
+            let kept = kept.map(|row| (row.key.clone(), row.host_port));
+            let all = kept.chain(given.iter().cloned()).collect();
+            (PortChange { released, given }, (all, choice.refused))
+        }
     }
 
     /// The ports that a workspace was given before, of all rows of the store.

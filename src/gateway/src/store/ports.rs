@@ -54,24 +54,35 @@ impl Store {
     ) -> Result<T, StoreError> {
         let id = id.clone();
         self.write("assign ports", move |transaction| {
-            let (change, value) = choose(&read(transaction)?);
-            let mut delete =
-                transaction.prepare("DELETE FROM ports WHERE host_port = ?1 AND workspace = ?2")?;
-            for port in change.released {
-                delete.execute(params![port, id.as_str()])?;
-            }
-            let mut insert = transaction
-                .prepare("INSERT INTO ports (host_port, workspace, key) VALUES (?1, ?2, ?3)")?;
-            for (key, port) in change.given {
-                insert.execute(params![port, id.as_str(), key])?;
-            }
+            let (chosen, value) = choose(&read(transaction)?);
+            change(transaction, &id, chosen)?;
             Ok(value)
         })
         .await
     }
 }
 
-fn read(transaction: &Transaction<'_>) -> Result<Vec<PortRow>, StoreError> {
+/// Changes the ports of a workspace.
+pub(super) fn change(
+    transaction: &Transaction<'_>,
+    id: &WorkspaceId,
+    change: PortChange,
+) -> Result<(), StoreError> {
+    let mut delete =
+        transaction.prepare("DELETE FROM ports WHERE host_port = ?1 AND workspace = ?2")?;
+    for port in change.released {
+        delete.execute(params![port, id.as_str()])?;
+    }
+    let mut insert =
+        transaction.prepare("INSERT INTO ports (host_port, workspace, key) VALUES (?1, ?2, ?3)")?;
+    for (key, port) in change.given {
+        insert.execute(params![port, id.as_str(), key])?;
+    }
+    Ok(())
+}
+
+/// All ports that lead somewhere, in order.
+pub(super) fn read(transaction: &Transaction<'_>) -> Result<Vec<PortRow>, StoreError> {
     let mut statement = transaction.prepare(
         "SELECT ports.host_port, ports.workspace, ports.key, workspaces.name, workspaces.owner
          FROM ports JOIN workspaces ON workspaces.id = ports.workspace

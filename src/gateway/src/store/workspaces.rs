@@ -1,12 +1,12 @@
 //! Rows of workspaces.
 
 use jiff::Timestamp;
-use rusqlite::params;
+use rusqlite::{Transaction, params};
 use vendetta_proto::spec::{ProjectConfig, ProviderKind};
 use vendetta_proto::{NodeName, UserName, WorkspaceName};
 
 use super::people::timestamp;
-use super::{Store, StoreError, name_is_free, user_of};
+use super::{PortChange, PortRow, Store, StoreError, name_is_free, ports, user_of};
 use crate::workspace::{Desired, Record, WorkspaceId};
 
 /// A workspace as it is stored.
@@ -82,39 +82,34 @@ impl Store {
     pub async fn save_record(&self, id: &WorkspaceId, record: Record) -> Result<(), StoreError> {
         let id = id.clone();
         self.write("save workspace", move |transaction| {
-            let saved = transaction.execute(
-                "UPDATE workspaces SET desired = ?2, generation = ?3, boot = ?4 WHERE id = ?1",
-                params![
-                    id.as_str(),
-                    record.desired.as_str(),
-                    signed(record.generation),
-                    signed(record.boot)
-                ],
-            )?;
-            match saved {
-                1 => Ok(()),
-                _ => Err(StoreError::Corrupt(format!("no workspace {}", id.as_str()))),
-            }
+            save(transaction, &id, record)
         })
         .await
     }
 
-    /// Saves what a workspace is to be made from, from now on.
+    /// Saves what a workspace is meant to be, and what it is to be made from.
+    /// Its ports change with it, as for [`Store::assign_ports`]; where `choose`
+    /// returns none, nothing is saved.
     ///
     /// # Errors
-    /// When the database refuses.
-    pub async fn save_config(
+    /// When the database refuses, or there is no such workspace.
+    pub async fn reconfigure<T: Send + 'static>(
         &self,
         id: &WorkspaceId,
+        record: Record,
         config: &ProjectConfig,
-    ) -> Result<(), StoreError> {
+        choose: impl FnOnce(&[PortRow]) -> (Option<PortChange>, T) + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (id, config) = (id.clone(), as_json(config)?);
         self.write("save workspace", move |transaction| {
-            transaction.execute(
-                "UPDATE workspaces SET config = ?2 WHERE id = ?1",
-                params![id.as_str(), config],
-            )?;
-            Ok(())
+            let (change, value) = choose(&ports::read(transaction)?);
+            if let Some(change) = change {
+                save(transaction, &id, record)?;
+                let config = params![id.as_str(), config];
+                transaction.execute("UPDATE workspaces SET config = ?2 WHERE id = ?1", config)?;
+                ports::change(transaction, &id, change)?;
+            }
+            Ok(value)
         })
         .await
     }
@@ -211,6 +206,22 @@ impl Store {
             Ok(found)
         })
         .await
+    }
+}
+
+fn save(transaction: &Transaction<'_>, id: &WorkspaceId, record: Record) -> Result<(), StoreError> {
+    let saved = transaction.execute(
+        "UPDATE workspaces SET desired = ?2, generation = ?3, boot = ?4 WHERE id = ?1",
+        params![
+            id.as_str(),
+            record.desired.as_str(),
+            signed(record.generation),
+            signed(record.boot)
+        ],
+    )?;
+    match saved {
+        1 => Ok(()),
+        _ => Err(StoreError::Corrupt(format!("no workspace {}", id.as_str()))),
     }
 }
 

@@ -19,7 +19,7 @@ use super::error::Explain;
 use super::manager::AgentTarget;
 use super::services::Services;
 use super::state::{Desired, Effect, Event, Found, Machine, Outcome, Phase, Record, Request, Work};
-use super::{ErrorKind, Failure, Operation, ProgressSink, WorkspaceError, restart, work};
+use super::{ErrorKind, Failure, Operation, ProgressSink, Spec, WorkspaceError, restart, work};
 use crate::events::Happening;
 use crate::node::AgentAccess;
 use crate::provider::Context;
@@ -36,6 +36,13 @@ struct UnderWay {
     task: AbortOnDropHandle<Result>,
     /// Where the agent is, once sessions can be opened; none when that is told.
     reached: Option<oneshot::Receiver<Arc<AgentTarget>>>,
+}
+
+/// What a workspace is to be made from, and the files that its image is built
+/// from; none: those that there are serve on.
+struct Resolved {
+    spec: Spec,
+    context: Option<Vec<u8>>,
 }
 
 /// What an actor waits for.
@@ -61,6 +68,8 @@ pub(super) struct Actor {
     attendance: Option<Attendance>,
     /// The ssh-agents of those who asked for what is under way.
     callers: Callers,
+    /// What it is to be made from once the next record is saved.
+    resolved: Option<Resolved>,
     failure: Option<Failure>,
     note: Option<String>,
 }
@@ -81,6 +90,7 @@ impl Actor {
             target: None,
             attendance: None,
             callers: Callers::default(),
+            resolved: None,
             failure: None,
             note: None,
         }
@@ -253,7 +263,7 @@ impl Actor {
     /// Asks its agent whether what the last start brought up is still there.
     async fn look_inside(&mut self) {
         if let Some(target) = self.target.clone()
-            && self.entry.spec().starts_something()
+            && target.spec.starts_something()
             && restart::is_undone(&self.services.pool, &target).await
         {
             self.restarted(target.boot).await;
@@ -303,7 +313,7 @@ impl Actor {
     async fn asked(
         &mut self,
         request: Request,
-        config: Option<Box<NewConfig>>,
+        config: Option<NewConfig>,
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Operation {
         if request == Request::Up && self.machine.phase() == Phase::Running {
@@ -316,11 +326,10 @@ impl Actor {
         if before.record().desired == Desired::Destroyed && request != Request::Destroy {
             return Operation::ended(Err(self.entry.being_destroyed()), None);
         }
-        if let Some(config) = config
-            && let Err(error) = self.configure(*config).await
-        {
-            return Operation::ended(Err(error), None);
-        }
+        self.resolved = match config.map(|config| self.resolve(config)).transpose() {
+            Ok(resolved) => resolved,
+            Err(error) => return Operation::ended(Err(error), None),
+        };
         let joins = before.work().is_some() && machine.record() == before.record();
         if !joins {
             self.callers = Callers::default();
@@ -348,16 +357,53 @@ impl Actor {
         operation
     }
 
-    /// Has the next environment made from `new`.
-    async fn configure(&self, new: NewConfig) -> Result {
-        let id = &self.entry.reference.id;
-        self.services.contexts.put(id, new.context).await?;
-        let saved = self.services.store.save_config(id, &new.spec.config).await;
-        saved.map_err(|error| error.explain(&self.entry.context()))?;
-        if new.spec.build().is_none() {
-            self.services.contexts.remove(id);
+    /// What a new config comes to.
+    fn resolve(&self, new: NewConfig) -> std::result::Result<Resolved, WorkspaceError> {
+        match new {
+            NewConfig::Replaced { spec, context } => Ok(Resolved {
+                spec: *spec,
+                context,
+            }),
+            NewConfig::Changed(overrides) => {
+                let config = self.entry.spec().config.clone();
+                let spec = Spec::resolve(config, overrides).map_err(|wrong| {
+                    let remedy = "ssh vendetta workspace rebuild --help".to_owned();
+                    let error = WorkspaceError::from(wrong);
+                    let remedy = error.remedy.clone().or(Some(remedy));
+                    WorkspaceError { remedy, ..error }
+                })?;
+                let context = None;
+                Ok(Resolved { spec, context })
+            }
         }
-        self.entry.set_spec(new.spec);
+    }
+
+    /// Saves the record and, with it, what the workspace is to be made from when
+    /// that changes.
+    async fn save(&mut self, record: Record) -> Result {
+        let (services, about) = (&self.services, self.entry.context());
+        let reference = &self.entry.reference;
+        let id = &reference.id;
+        let Some(Resolved { spec, context }) = self.resolved.take() else {
+            let saved = services.store.save_record(id, record).await;
+            return saved.map_err(|error| error.explain(&about));
+        };
+        let contexts = &services.contexts;
+        contexts.put(id, record.generation, context).await?;
+        let ports = &services.ports;
+        let saved = ports.reconfigure(id, &reference.owner, record, &spec.config);
+        let saved = match saved.await {
+            Ok(None) => Ok(()),
+            Ok(Some(refused)) => Err(refused.explain(&about)),
+            Err(error) => Err(error.explain(&about)),
+        };
+        match saved {
+            Ok(()) if spec.build().is_none() => contexts.remove(id),
+            Ok(()) => contexts.keep_one(id, record.generation),
+            Err(_) => contexts.keep_one(id, self.machine.record().generation),
+        }
+        saved?;
+        self.entry.set_spec(spec);
         Ok(())
     }
 
@@ -423,10 +469,7 @@ impl Actor {
         let id = &entry.reference.id;
         for effect in effects {
             match effect {
-                Effect::Save(record) => {
-                    let saved = self.services.store.save_record(id, record).await;
-                    saved.map_err(|error| error.explain(&about))?;
-                }
+                Effect::Save(record) => self.save(record).await?,
                 Effect::Forget => {
                     let forgotten = self.services.store.forget_workspace(id).await;
                     forgotten.map_err(|error| error.explain(&about))?;
@@ -456,6 +499,7 @@ impl Actor {
         let target = self.target.take();
         let attendance = self.attendance.take();
         let ssh_agent = self.callers.access();
+        let spec = entry.spec();
         let task = self.services.tracker.spawn(async move {
             if let Some(attendance) = attendance {
                 attendance.ended().await;
@@ -465,6 +509,7 @@ impl Actor {
                     let start = work::Start {
                         generation,
                         boot,
+                        spec,
                         ssh_agent,
                         before: target,
                         reached: tell,

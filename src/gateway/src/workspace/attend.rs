@@ -61,7 +61,7 @@ pub(super) async fn attend(
             progress.message("ports", format!("{key}: port {host_port} is {problem}"));
         }
     }
-    let spec = entry.spec();
+    let spec = &target.spec;
     let mut watches = Vec::new();
     if spec.starts_something() {
         let (entry, pool) = (Arc::clone(entry), services.pool.clone());
@@ -71,7 +71,7 @@ pub(super) async fn attend(
     if let Some(limit) = spec.idle_timeout() {
         let watching = idle::watch(Arc::clone(entry), limit);
         watches.push(AbortOnDropHandle::new(services.tracker.spawn(watching)));
-        let busy = busy(&spec);
+        let busy = busy(spec);
         if !busy.is_empty() {
             let (pool, activity) = (services.pool.clone(), entry.activity.clone());
             let following = idle::follow_busy(pool, Arc::clone(target), activity, busy);

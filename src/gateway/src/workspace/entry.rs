@@ -13,7 +13,7 @@ use super::activity::Activity;
 use super::guests::Gate;
 use super::manager::{AgentTarget, WorkspaceRef};
 use super::state::{Machine, Phase, Record, Request};
-use super::{ErrorKind, Failure, Operation, Spec, WorkspaceError, WorkspaceStatus};
+use super::{ErrorKind, Failure, Operation, Overrides, Spec, WorkspaceError, WorkspaceStatus};
 use crate::inventory::{Node, NodeState};
 use crate::node::{AgentAccess, NodeTransport};
 use crate::ports::{Mapping, PortStatus};
@@ -42,12 +42,16 @@ pub(super) enum Message {
 
 /// What a workspace is to be made from, from its next environment on.
 #[derive(Debug)]
-pub struct NewConfig {
-    /// It; its provider is the workspace's own.
-    pub spec: Spec,
-    /// An archive of the files that its image is built from; none: those that
-    /// there are serve on.
-    pub context: Option<Vec<u8>>,
+pub enum NewConfig {
+    /// What it is made from now, with these changes.
+    Changed(Overrides),
+    /// Another config, whose provider is the workspace's own.
+    Replaced {
+        /// It.
+        spec: Box<Spec>,
+        /// An archive of the files that its image is built from, when it is.
+        context: Option<Vec<u8>>,
+    },
 }
 
 /// Something that is asked for.
@@ -55,7 +59,7 @@ pub struct NewConfig {
 pub(super) struct Ask {
     pub request: Request,
     /// What it is to be made from, from now on.
-    pub config: Option<Box<NewConfig>>,
+    pub config: Option<NewConfig>,
     /// The caller's ssh-agent, for what may need their keys.
     pub ssh_agent: Option<Arc<dyn AgentAccess>>,
     /// Where to watch it.
@@ -289,7 +293,7 @@ impl Entry {
     pub(super) async fn ask(
         &self,
         request: Request,
-        config: Option<Box<NewConfig>>,
+        config: Option<NewConfig>,
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Option<Operation> {
         let (reply, answer) = oneshot::channel();

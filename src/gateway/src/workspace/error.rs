@@ -9,6 +9,7 @@ use crate::agent::install::InstallError;
 use crate::agent::pool::AgentError;
 use crate::inventory::InventoryError;
 use crate::node::NodeError;
+use crate::ports;
 use crate::provider::ProviderError;
 use crate::store::StoreError;
 
@@ -187,6 +188,12 @@ impl Explain for StoreError {
             remedy: self.remedy(),
             ..WorkspaceError::new(kind, context, problem)
         }
+    }
+}
+
+impl Explain for ports::Refused {
+    fn explain(self, context: &str) -> WorkspaceError {
+        WorkspaceError::new(ErrorKind::Conflict, context, self.problem).with_remedy(self.remedy)
     }
 }
 

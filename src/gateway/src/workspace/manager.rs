@@ -101,6 +101,8 @@ pub struct AgentTarget {
     pub endpoint: Endpoint,
     /// Its host key.
     pub host_key: PublicKey,
+    /// What its environment was made from.
+    pub spec: Arc<Spec>,
 }
 
 impl AgentTarget {
@@ -154,7 +156,8 @@ impl Workspaces {
         let given = given.map_err(|error| error.explain("ports"))?;
         let rows = services.store.workspaces().await;
         let rows = rows.map_err(|error| error.explain("workspaces"))?;
-        services.contexts.keep_only(rows.iter().map(|row| &row.id));
+        let kept = rows.iter().map(|row| (&row.id, row.record.generation));
+        services.contexts.keep_only(kept);
         for row in rows {
             match services.inventory.find(&row.node) {
                 Some(node) => {
@@ -266,7 +269,8 @@ impl Workspaces {
         // not leave a row without one.
         let created = self.0.tracker.spawn(async move {
             // Before the row, so that a row means that there is all it needs.
-            services.contexts.put(&row.id, context).await?;
+            let (id, generation) = (&row.id, row.record.generation);
+            services.contexts.put(id, generation, context).await?;
             let added = services.store.add_workspace(&row).await;
             if let Err(error) = added {
                 services.contexts.remove(&row.id);
@@ -346,7 +350,7 @@ impl Workspaces {
         &self,
         workspace: &WorkspaceRef,
         request: Request,
-        config: Option<Box<NewConfig>>,
+        config: Option<NewConfig>,
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Operation {
         let answer = match self.entry(workspace) {
@@ -383,7 +387,7 @@ impl Workspaces {
     pub async fn rebuild(
         &self,
         workspace: &Authorized<WorkspaceRef>,
-        config: Option<Box<NewConfig>>,
+        config: Option<NewConfig>,
         ssh_agent: Option<Arc<dyn AgentAccess>>,
     ) -> Operation {
         self.ask(workspace, Request::Rebuild, config, ssh_agent)
@@ -528,9 +532,6 @@ async fn ports_for(
     let assigned = assigned.await.map_err(|error| error.explain(&about))?;
     match assigned.refused.into_iter().next() {
         None => Ok(assigned.mappings),
-        Some(refused) => Err(
-            WorkspaceError::new(ErrorKind::Conflict, about, refused.problem)
-                .with_remedy(refused.remedy),
-        ),
+        Some(refused) => Err(refused.explain(&about)),
     }
 }

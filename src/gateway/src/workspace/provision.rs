@@ -6,7 +6,7 @@ use super::entry::Entry;
 use super::forges::KNOWN_HOSTS;
 use super::hook::Place;
 use super::services::Services;
-use super::{ErrorKind, WorkspaceError};
+use super::{ErrorKind, Spec, WorkspaceError};
 use crate::provider::Context;
 
 /// A clone that was cut off leaves this directory, or a file of the same name
@@ -22,6 +22,7 @@ const NO_GIT: u32 = 94;
 pub(super) async fn provision(
     services: &Services,
     entry: &Entry,
+    spec: &Spec,
     generation: u64,
     place: &Place<'_>,
     context: &Context,
@@ -29,7 +30,6 @@ pub(super) async fn provision(
     if entry.provisioned() == generation {
         return Ok(());
     }
-    let spec = entry.spec();
     let config = &spec.config;
     if let Some(repo) = &config.repo {
         clone(place, repo, context).await?;

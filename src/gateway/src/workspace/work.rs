@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A start that replaces an environment that runs takes leave of it as a stop does.
-//!
+//! Each keeps to what its environment is, or was, made from.
 //!
 //! Sessions are let in as soon as the environment has been set up, so that
 //! they do not wait for services; and also when setting up failed, so that
@@ -32,7 +32,7 @@ use super::manager::AgentTarget;
 use super::provision::provision;
 use super::service::{self, ServiceRequest};
 use super::services::{Services, allowed};
-use super::{ErrorKind, WorkspaceError, restart};
+use super::{ErrorKind, Spec, WorkspaceError, restart};
 use crate::agent::client::AgentClient;
 use crate::agent::pool::AgentError;
 use crate::node::{AgentAccess, ByteStream, NodeError, NodeTransport};
@@ -66,6 +66,8 @@ pub(super) struct Start {
     pub generation: u64,
     /// The number of this start.
     pub boot: u64,
+    /// What it is made from.
+    pub spec: Arc<Spec>,
     /// The ssh-agent of whoever asked.
     pub ssh_agent: Option<Arc<dyn AgentAccess>>,
     /// The agent that was there, where it is known: of this environment, or of
@@ -93,12 +95,13 @@ pub(super) async fn start(
     let target = Arc::new(start_environment(services, entry, &start, context).await?);
     let Start {
         generation,
+        spec,
         ssh_agent,
         reached,
         ..
     } = start;
     // The agent's own user is there.
-    if is_plain(entry, generation) && target.user.is_none() {
+    if is_plain(entry, &spec, generation) && target.user.is_none() {
         let _ = reached.send(target);
         return Ok(());
     }
@@ -120,11 +123,11 @@ pub(super) async fn start(
             client: &client,
             with_ssh_agent,
         };
-        let provisioned = provision(services, entry, generation, &place, context).await;
+        let provisioned = provision(services, entry, &spec, generation, &place, context).await;
         // Gone when the work is no longer wanted, and then nobody wants to know.
         let _ = reached.send(Arc::clone(&target));
         provisioned?;
-        start_services(entry, &place, context).await
+        start_services(entry, &spec, &place, context).await
     };
     match context.cancel.run_until_cancelled(inside).await {
         Some(result) => result,
@@ -153,8 +156,7 @@ async fn log_in(
 }
 
 /// Whether nothing is to be done in the environment itself.
-fn is_plain(entry: &Entry, generation: u64) -> bool {
-    let spec = entry.spec();
+fn is_plain(entry: &Entry, spec: &Spec, generation: u64) -> bool {
     let config = &spec.config;
     let to_set_up =
         config.repo.is_some() || config.dotfiles.is_some() || config.hooks.create.is_some();
@@ -163,10 +165,10 @@ fn is_plain(entry: &Entry, generation: u64) -> bool {
 
 async fn start_services(
     entry: &Entry,
+    spec: &Spec,
     place: &Place<'_>,
     context: &Context,
 ) -> Result<(), WorkspaceError> {
-    let spec = entry.spec();
     let config = &spec.config;
     let name = &entry.reference.name;
     if !config.services.is_empty() {
@@ -215,7 +217,7 @@ async fn start_environment(
 ) -> Result<AgentTarget, WorkspaceError> {
     let about = entry.context();
     allowed(&entry.node.place(), entry.provider)?;
-    let spec = entry.spec();
+    let spec = &start.spec;
     for line in spec.inactive() {
         context.progress.message("config", line);
     }
@@ -230,9 +232,11 @@ async fn start_environment(
         name: entry.reference.name.clone(),
         generation: start.generation,
         config: spec.config.clone(),
-        build_context: spec
-            .build()
-            .map(|_| services.contexts.path(&entry.reference.id)),
+        build_context: spec.build().map(|_| {
+            services
+                .contexts
+                .path(&entry.reference.id, start.generation)
+        }),
         agent,
         run_dir: run_dir(node.as_ref(), &entry.reference.id),
     };
@@ -244,8 +248,8 @@ async fn start_environment(
         .create(&environment, context)
         .await
         .map_err(|error| error.explain(&about))?;
-    let host_ports = host_ports(services, entry, context).await?;
-    let config = agent_config(services, entry, &placement, host_ports)?;
+    let host_ports = host_ports(services, entry, spec, context).await?;
+    let config = agent_config(services, entry, spec, &placement, host_ports)?;
     node.put(&environment.run_dir.join("agent.json"), 0o600, &config)
         .await
         .map_err(|error| error.explain(&about))?;
@@ -272,6 +276,7 @@ async fn start_environment(
         node: Arc::clone(&entry.node),
         endpoint: placement.endpoint,
         host_key: entry.host_public.clone(),
+        spec: Arc::clone(spec),
     })
 }
 
@@ -317,8 +322,7 @@ pub(super) async fn stop(
 /// The down hook, then the services. Whatever goes wrong with them is told and
 /// does not keep the environment up.
 async fn take_leave(services: &Services, entry: &Entry, target: &AgentTarget, context: &Context) {
-    let spec = entry.spec();
-    let config = &spec.config;
+    let config = &target.spec.config;
     if config.hooks.down.is_none() && config.services.is_empty() {
         return;
     }
@@ -381,14 +385,13 @@ pub(super) async fn destroy(entry: &Entry, context: &Context) -> Result<(), Work
 async fn host_ports(
     services: &Services,
     entry: &Entry,
+    spec: &Spec,
     context: &Context,
 ) -> Result<BTreeMap<ServiceName, u16>, WorkspaceError> {
     let reference = &entry.reference;
-    let spec = entry.spec();
-    let config = &spec.config;
     let assigned = services
         .ports
-        .assign(&reference.id, &reference.owner, config);
+        .assign(&reference.id, &reference.owner, &spec.config);
     let assigned = assigned
         .await
         .map_err(|error| error.explain(&entry.context()))?;
@@ -406,6 +409,7 @@ async fn host_ports(
 fn agent_config(
     services: &Services,
     entry: &Entry,
+    spec: &Spec,
     placement: &Placement,
     host_ports: BTreeMap<ServiceName, u16>,
 ) -> Result<Vec<u8>, WorkspaceError> {
@@ -417,8 +421,6 @@ fn agent_config(
         &host_names(name),
         &format!("vendetta workspace {name}"),
     );
-    let spec = entry.spec();
-    let config = &spec.config;
     let config = AgentConfig {
         version: CONFIG_VERSION,
         workspace: name.to_string(),
@@ -433,7 +435,7 @@ fn agent_config(
         env: placement.env.clone(),
         workdir: Some(placement.workdir.clone()),
         volumes: placement.volumes.clone(),
-        services: config.services.clone(),
+        services: spec.config.services.clone(),
         host_ports,
         log_dir: placement.log_dir.clone(),
         own_network: placement.own_network,

@@ -94,7 +94,8 @@ impl Docker {
 
     /// Removes images that were built for environments before this one.
     async fn tidy(&self, environment: &Environment, image: &Image) {
-        if environment.build_context.is_none() {
+        // Nothing was ever built.
+        if environment.generation == 1 && environment.build_context.is_none() {
             return;
         }
         let keep = image.reference.to_string();
