@@ -203,7 +203,7 @@ fn ssh_config(settings: &Settings) -> russh::server::Config {
         keys: vec![settings.host_key.clone()],
         certificates: settings.host_certificate.iter().cloned().collect(),
         limits: transport::link_limits(),
-        window_size: transport::LINK_WINDOW,
+        window_size: transport::SERVER_WINDOW,
         maximum_packet_size: transport::LINK_PACKET,
         event_buffer_size: EVENT_BUFFER,
         preferred: transport::agent_algorithms(),

@@ -7,7 +7,7 @@ use russh::keys::{Certificate, PrivateKey};
 use russh::server;
 use russh::{Limits, MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
 
-use vendetta_sshio::transport::IDENTIFICATION;
+use vendetta_sshio::transport::{IDENTIFICATION, SERVER_WINDOW};
 
 use crate::config::Ssh;
 
@@ -20,10 +20,6 @@ pub struct UnknownAlgorithm {
     /// The name.
     pub name: String,
 }
-
-/// Receive window of a client's channel, in bytes: what one stalled channel
-/// may cost at most in each direction.
-const WINDOW: u32 = 2 * 1024 * 1024;
 
 /// How long a rejection takes. Not a defence (whether a key is known shows in
 /// the answer itself), but a brake on guessing.
@@ -74,7 +70,7 @@ pub fn server_config(
             rekey_bytes,
             Duration::from_secs(ssh.rekey_seconds),
         ),
-        window_size: WINDOW,
+        window_size: SERVER_WINDOW,
         event_buffer_size: EVENTS,
         preferred,
         max_auth_attempts: auth_attempts,
