@@ -171,6 +171,16 @@ fn a_machine_lives_from_create_to_destroy_and_keeps_what_it_should() {
     );
 
     // With more room on both of its disks.
+    let nothing = slow(&gateway, "workspace rebuild vm --image /no/such/image");
+    let nothing = nothing.finish().error_text();
+    assert!(
+        nothing.contains("workspace rebuild vm --image IMAGE"),
+        "{nothing}"
+    );
+    assert_eq!(
+        gateway.exec("vm+root", "cat /root/file").ok().text(),
+        "root"
+    );
     let larger = config(&image, "user: ada\n").replace("2G", "24G");
     let rebuild = slow(&gateway, "workspace rebuild vm --config -");
     rebuild.stdin(larger).ok();
@@ -208,6 +218,7 @@ fn a_machine_outlives_its_gateway_and_its_sudden_end_is_told() {
     );
     let log = gateway.control("workspace logs vm").ok();
     assert!(log.text().contains("starting the agent"), "{log}");
+    assert!(!log.text().contains('\r'), "{log}");
 
     qemu(&gateway).signal(Signal::SIGKILL);
     eventually("the end is seen", || gateway.state("vm") == "stopped");
@@ -216,7 +227,12 @@ fn a_machine_outlives_its_gateway_and_its_sudden_end_is_told() {
         .as_str()
         .expect("a note")
         .to_owned();
-    assert!(note.contains("by itself") && note.contains("137"), "{note}");
+    assert!(
+        note.contains("by itself")
+            && note.contains("QEMU was killed (status 137)")
+            && !note.contains('\r'),
+        "{note}"
+    );
     // The last that its console said.
     assert!(note.contains("vendetta_agent"), "{note}");
     slow(&gateway, "workspace up vm").ok();

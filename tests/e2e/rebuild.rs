@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use vendetta_tests::{BUSYBOX, Finished, Gateway, Run, TOOLS};
+use vendetta_tests::{BUSYBOX, Finished, Gateway, Lxc, Run, TOOLS};
 
 const REBUILD: &str = "workspace rebuild ws --config -";
 
@@ -141,6 +141,56 @@ fn rebuilds_at_once_lose_no_change_of_one_another() {
     assert_eq!(said.text(), "1234");
 }
 
+/// Whatever the engine is: nothing ends before all is there that replaces it.
+fn serves_on_until_it_can_be_replaced(gateway: &Gateway, config: &str) {
+    gateway.create(
+        "ws",
+        &format!("{config}hooks: {{down: \"echo down >>log\"}}\nports: [8000]\n"),
+    );
+    gateway.control("workspace up ws").ok();
+    let mut session = gateway.exec("ws", "cat").spawn();
+    session.send("on\n");
+    session.expect_stdout(0, "on");
+    let rebuild = gateway.control("workspace rebuild ws --image no-such-image");
+    let failed = rebuild.finish();
+    let remedy = "workspace rebuild ws --image IMAGE";
+    assert!(failed.error_text().contains(remedy), "{failed}");
+    assert_eq!(gateway.state("ws"), "failed");
+    let status = gateway.control("workspace status ws").ok();
+    assert!(status.text().contains("no-such-image"), "{status}");
+    // The session of before, a new one, and the port are as they were.
+    session.send("still\n");
+    session.expect_stdout(0, "still");
+    let said = gateway.exec("ws", "cat log 2>/dev/null; echo here").ok();
+    assert_eq!(said.text(), "here");
+    let ports = gateway.control("workspace ports ws --json").ok().json();
+    assert_eq!(ports["mapped"][0]["state"], "open");
+    drop(session);
+    // It is taken leave of when it is replaced.
+    gateway.control(REBUILD).stdin(config).ok();
+    let said = gateway.exec("ws", "cat log").ok();
+    assert_eq!(said.text(), "down");
+    gateway.control("workspace destroy ws --yes").ok();
+}
+
+#[test]
+fn a_container_serves_on_until_it_can_be_replaced() {
+    let config = format!("docker: {{image: \"{BUSYBOX}\"}}\n");
+    serves_on_until_it_can_be_replaced(&Gateway::docker(), &config);
+}
+
+#[test]
+fn a_container_of_incus_serves_on_until_it_can_be_replaced() {
+    let gateway = Gateway::builder().lxc(Lxc::Incus).start();
+    serves_on_until_it_can_be_replaced(&gateway, "lxc: {image: busybox}\n");
+}
+
+#[test]
+fn a_container_of_lxd_serves_on_until_it_can_be_replaced() {
+    let gateway = Gateway::builder().lxc(Lxc::Lxd).start();
+    serves_on_until_it_can_be_replaced(&gateway, "lxc: {image: busybox}\n");
+}
+
 #[test]
 fn what_a_rebuild_cannot_do_is_refused_and_changes_nothing() {
     let gateway = Gateway::docker();
@@ -195,8 +245,10 @@ fn what_a_rebuild_cannot_do_is_refused_and_changes_nothing() {
     // What the image has not is known once it starts, and can be changed back.
     let absent = gateway.control("workspace rebuild ws --user ada").finish();
     assert!(absent.exits(3).error_text().contains("ada"));
-    let whole = format!("{after}provider: docker\nremote: {{node: local}}\n");
-    gateway.control(REBUILD).stdin(whole).ok();
+    // That it is somebody else's is told, and no more.
+    let whole = format!("name: other\n{after}provider: docker\nremote: {{node: local}}\n");
+    let said = gateway.control(REBUILD).stdin(whole).ok();
+    assert!(said.error_text().contains("that of other"), "{said}");
     assert_eq!(gateway.exec("ws", "echo $WORD").ok().text(), "after");
     // As it was created, from a config that says something else.
     let other = format!("{config}provider: qemu\nremote: {{node: elsewhere}}\n");

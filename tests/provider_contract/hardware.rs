@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use vendetta::node::NodeTransport;
-use vendetta::provider::{Context, Environment, Provider, ProviderError, Qemu, QemuSettings};
+use vendetta::provider::{
+    Context, Environment, Farewell, Provider, ProviderError, Qemu, QemuSettings,
+};
 use vendetta::workspace::ProgressSink;
 use vendetta_proto::spec::{Accel, QemuConfig};
 use vendetta_tests::{BOOT, Node};
@@ -120,6 +122,7 @@ impl Gateway<'_> {
         let context = Context {
             progress: ProgressSink::new(),
             cancel: CancellationToken::new(),
+            farewell: Farewell::default(),
         };
         self.provider.create(&environment, &context).await?;
         let config = environment.run_dir.join("agent.json");

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use vendetta::node::{Kvm, LocalNode, NodeTransport};
 use vendetta::provider::run_dir;
 use vendetta::provider::{
-    Context, Environment, Mirrors, Provider, ProviderError, Qemu, QemuSettings,
+    Context, Environment, Farewell, Mirrors, Provider, ProviderError, Qemu, QemuSettings,
 };
 use vendetta::workspace::{Found, ProgressSink, WorkspaceId};
 use vendetta_proto::spec::{Accel, ProjectConfig, QemuConfig};
@@ -89,6 +89,7 @@ impl Bench {
         let context = Context {
             progress: ProgressSink::new(),
             cancel: tokio_util::sync::CancellationToken::new(),
+            farewell: Farewell::default(),
         };
         self.provider.create(environment, &context).await.map(drop)
     }
@@ -382,6 +383,7 @@ async fn a_download_that_is_no_longer_wanted_is_given_up() {
     let context = Context {
         progress: ProgressSink::new(),
         cancel: tokio_util::sync::CancellationToken::new(),
+        farewell: Farewell::default(),
     };
     let cancel = context.cancel.clone();
     let (created, ()) = tokio::join!(bench.provider.create(&environment, &context), async {

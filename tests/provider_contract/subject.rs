@@ -13,8 +13,8 @@ use tokio_util::task::TaskTracker;
 use vendetta::node::Kvm;
 use vendetta::node::NodeTransport;
 use vendetta::provider::{
-    Context, Docker, Endpoint, Environment, Host, Lxc as LxcProvider, Placement, Provider, Qemu,
-    QemuSettings, run_dir,
+    Context, Docker, Endpoint, Environment, Farewell, Host, Lxc as LxcProvider, Placement,
+    Provider, Qemu, QemuSettings, run_dir,
 };
 use vendetta::workspace::{ProgressSink, WorkspaceId};
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
@@ -220,6 +220,7 @@ impl Subject {
         Context {
             progress: ProgressSink::new(),
             cancel: CancellationToken::new(),
+            farewell: Farewell::default(),
         }
     }
 

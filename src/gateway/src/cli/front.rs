@@ -181,7 +181,15 @@ fn input(command: &Command, words: &mut Vec<String>, dir: &Path) -> Result<Input
         }
         Command::Workspace(WorkspaceCommand::Rebuild(rebuild)) => match &rebuild.config {
             // A plain rebuild is not one from the config of whatever directory it is typed in.
-            None => Ok(Input::Nothing),
+            None => {
+                if let Some(config) = LocalConfig::upward(dir) {
+                    let path = config.path().display();
+                    super::tell(&format!(
+                        "vendetta: from the config that it has; from this one: --config {path}\n"
+                    ));
+                }
+                Ok(Input::Nothing)
+            }
             config => config_input(config.as_deref(), "rebuild", words, dir),
         },
         Command::Config(ConfigCommand::Check { config }) => {

@@ -55,6 +55,16 @@ impl Rebuild {
             let changed = overrides != Overrides::default();
             (changed.then_some(NewConfig::Changed(overrides)), new)
         };
+        if let Some(other) = sent
+            .project
+            .config
+            .name
+            .as_ref()
+            .filter(|other| **other != workspace.name)
+        {
+            let note = format!("note: the config is that of {other}; {name} is made from it\n");
+            session.note(&note).await?;
+        }
         // What else is not used is told as it starts.
         note_unused(session, &sent, &[]).await?;
         if let Some(user) = &new.user

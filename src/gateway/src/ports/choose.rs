@@ -92,7 +92,10 @@ pub fn choose(
             }
         }
     }
-    let mut rest = range.clone();
+    // What is released last of all, so that whoever knows it does not reach another service.
+    let (fresh, stale): (Vec<u16>, Vec<u16>) =
+        (range.clone()).partition(|port| !choice.released.contains(port));
+    let mut rest = fresh.into_iter().chain(stale);
     for wanted in new.iter().filter(|wanted| wanted.wish.is_none()) {
         let unused = |port: &u16| !held.contains_key(port) && !taken.contains_key(port);
         match rest.find(|port| unused(port) && is_free(*port)) {

@@ -86,11 +86,11 @@ impl ProviderError {
         match self {
             Self::Unavailable { remedy, .. } | Self::Engine { remedy, .. } => remedy.clone(),
             Self::NoImage { remedy, .. } => Some(remedy.clone()),
-            Self::BuildFailed { .. } => Some(
-                "mend the Dockerfile, and send the project again: tar c . | ssh vendetta workspace rebuild WORKSPACE --config -".to_owned(),
-            ),
             Self::Node(error) => error.remedy(),
-            Self::Refused { .. } | Self::NoEnvironment | Self::Cancelled => None,
+            Self::Refused { .. }
+            | Self::BuildFailed { .. }
+            | Self::NoEnvironment
+            | Self::Cancelled => None,
         }
     }
 }

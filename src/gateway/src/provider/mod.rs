@@ -15,12 +15,15 @@ mod lxc;
 mod qemu;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
 use vendetta_proto::WorkspaceName;
@@ -118,6 +121,55 @@ pub struct Context {
     /// Cancelled when the work is no longer wanted. What takes long (a pull, a
     /// wait) gives up then with [`ProviderError::Cancelled`].
     pub cancel: CancellationToken,
+    /// What is done before an environment that runs gives way to its successor.
+    pub farewell: Farewell,
+}
+
+impl Context {
+    /// To be called once all that a new environment needs is there, before one
+    /// that runs is ended for it.
+    ///
+    /// # Errors
+    /// [`ProviderError::Cancelled`].
+    pub async fn take_leave(&self) -> Result<(), ProviderError> {
+        let Some(farewell) = self.farewell.taken() else {
+            return Ok(());
+        };
+        let taken = self.cancel.run_until_cancelled(farewell).await;
+        taken.ok_or(ProviderError::Cancelled)
+    }
+}
+
+/// Something that is done once at most.
+#[derive(Clone, Default)]
+pub struct Farewell(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
+
+impl Farewell {
+    /// This, to be done.
+    #[must_use]
+    pub fn new(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(work.boxed()))))
+    }
+
+    /// Whether there is something, and nobody has begun it.
+    #[must_use]
+    pub fn is_to_come(&self) -> bool {
+        self.slot().is_some()
+    }
+
+    fn taken(&self) -> Option<BoxFuture<'static, ()>> {
+        self.slot().take()
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<BoxFuture<'static, ()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Farewell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Farewell").field(&self.is_to_come()).finish()
+    }
 }
 
 /// Which of the log to read.

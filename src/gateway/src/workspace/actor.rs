@@ -22,7 +22,7 @@ use super::state::{Desired, Effect, Event, Found, Machine, Outcome, Phase, Recor
 use super::{ErrorKind, Failure, Operation, ProgressSink, Spec, WorkspaceError, restart, work};
 use crate::events::Happening;
 use crate::node::AgentAccess;
-use crate::provider::Context;
+use crate::provider::{Context, Farewell};
 
 /// How long the engine may take to say what it has of a workspace.
 const LOOK_LIMIT: Duration = Duration::from_secs(15);
@@ -305,7 +305,10 @@ impl Actor {
             provider.exited(&self.entry.reference.id).await.ok()
         };
         match tokio::time::timeout(LOOK_LIMIT, exit).await {
-            Ok(Some(exit)) => format!("it ended by itself: {}", work::how_it_ended(&exit)),
+            Ok(Some(exit)) => format!(
+                "it ended by itself: {}",
+                work::how_it_ended(self.entry.provider, &exit)
+            ),
             _ => "it ended by itself".to_owned(),
         }
     }
@@ -415,14 +418,23 @@ impl Actor {
         )
     }
 
+    /// Whether sessions are opened in an environment that is to be replaced.
+    fn serves_on(&self) -> bool {
+        let generation = self.machine.record().generation;
+        (self.target.as_ref()).is_some_and(|target| target.generation != generation)
+    }
+
     async fn ended(&mut self, result: Result, cancelled: bool) {
         let outcome = match &result {
             Ok(_) => Outcome::Done,
             Err(_) if cancelled => Outcome::Cancelled,
-            Err(_) => Outcome::Failed,
+            // One that serves on is left alone until somebody asks.
+            Err(_) if self.serves_on() => Outcome::Refused,
+            Err(error) if error.kind == ErrorKind::Unavailable => Outcome::Failed,
+            Err(_) => Outcome::Refused,
         };
         let (machine, effects) = self.machine.step(Event::Ended(outcome));
-        if let (Err(error), Outcome::Failed) = (&result, outcome) {
+        if let (Err(error), Outcome::Failed | Outcome::Refused) = (&result, outcome) {
             tracing::warn!(workspace = %self.entry.reference.name, work = ?self.machine.work(), %error, "work failed");
             self.failure = Some(failure(self.doing(), error));
         }
@@ -493,6 +505,7 @@ impl Actor {
         let context = Context {
             progress: self.sink.get_or_insert_default().clone(),
             cancel: cancel.clone(),
+            farewell: Farewell::default(),
         };
         let (services, entry) = (Arc::clone(&self.services), Arc::clone(&self.entry));
         let (tell, reached) = oneshot::channel();

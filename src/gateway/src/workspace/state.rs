@@ -14,6 +14,7 @@
 //!   running ── went idle ──▶ stopping
 //!   running, failed ── restarted from inside ──▶ starting
 //!   starting, stopping ── failed work ──▶ failed
+//!   failed, since something was away ── found running ──▶ starting
 //!   any ── destroy ──▶ destroying ── done ──▶ destroyed (the end)
 //!                       │     ▲
 //!            failed work└─────┘ looked at
@@ -129,8 +130,10 @@ pub enum Work {
 pub enum Outcome {
     /// It is so.
     Done,
-    /// It cannot be done.
+    /// It could not be done: something was away, or did not answer.
     Failed,
+    /// It cannot be done as it is: doing it again would fail again.
+    Refused,
     /// It was cut off by [`Effect::Cancel`].
     Cancelled,
 }
@@ -224,13 +227,21 @@ enum Life {
     Created,
     Running,
     Stopped,
-    /// `resume`: the engine could not be asked at the gateway's start, so the
-    /// record is still to be acted upon once it can.
-    Failed {
-        resume: bool,
-    },
+    Failed(Retry),
     Working(Work),
     Destroyed,
+}
+
+/// What makes a failed workspace be tried again before somebody asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retry {
+    /// Nothing.
+    Never,
+    /// That it is found to run, though the start did not see it.
+    Running,
+    /// Whatever is found: the engine could not be asked at the gateway's start,
+    /// so the record is still to be acted upon.
+    Found,
 }
 
 /// A workspace's life: what is saved, and where it is.
@@ -260,7 +271,7 @@ impl Machine {
             Desired::Created if !up => rest(Life::Created),
             Desired::Down | Desired::Idle if !up => rest(Life::Stopped),
             Desired::Running | Desired::Destroyed if found.is_none() => {
-                rest(Life::Failed { resume: true })
+                rest(Life::Failed(Retry::Found))
             }
             _ => Self::pursue(record, false),
         }
@@ -289,8 +300,8 @@ impl Machine {
             Life::Running => Phase::Running,
             Life::Stopped => Phase::Stopped,
             // Nothing else comes of it, however long it takes.
-            Life::Failed { .. } if self.record.desired == Desired::Destroyed => Phase::Destroying,
-            Life::Failed { .. } => Phase::Failed,
+            Life::Failed(_) if self.record.desired == Desired::Destroyed => Phase::Destroying,
+            Life::Failed(_) => Phase::Failed,
             Life::Working(Work::Start { .. }) => Phase::Starting,
             Life::Working(Work::Stop) => Phase::Stopping,
             Life::Working(Work::Destroy) => Phase::Destroying,
@@ -301,7 +312,7 @@ impl Machine {
     /// Whether the last work on it failed, and nothing has been tried since.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        matches!(self.life, Life::Failed { .. })
+        matches!(self.life, Life::Failed(_))
     }
 
     /// The same, failed: an effect could not be carried out, and what was
@@ -309,7 +320,7 @@ impl Machine {
     #[must_use]
     pub fn failed(self) -> Self {
         Self {
-            life: Life::Failed { resume: false },
+            life: Life::Failed(Retry::Running),
             ..self
         }
     }
@@ -373,7 +384,8 @@ impl Machine {
         };
         let life = match (wanted, outcome, work) {
             (false, ..) | (true, Outcome::Cancelled, _) => return Self::pursue(record, false),
-            (true, Outcome::Failed, _) => Life::Failed { resume: false },
+            (true, Outcome::Failed, _) => Life::Failed(Retry::Running),
+            (true, Outcome::Refused, _) => Life::Failed(Retry::Never),
             (true, Outcome::Done, Work::Start { .. }) => Life::Running,
             (true, Outcome::Done, Work::Stop) => Life::Stopped,
             (true, Outcome::Done, Work::Destroy) => {
@@ -396,8 +408,9 @@ impl Machine {
             (Life::Running, _) if up => rest(self.life),
             (Life::Running, _) => rest(Life::Stopped),
             (_, Desired::Destroyed) => Self::pursue(record, false),
-            (Life::Failed { resume: true }, _) => Self::pursue(record, false),
-            (Life::Failed { .. }, Desired::Down | Desired::Idle) if !up => rest(Life::Stopped),
+            (Life::Failed(Retry::Found), _) => Self::pursue(record, false),
+            (Life::Failed(_), Desired::Down | Desired::Idle) if !up => rest(Life::Stopped),
+            (Life::Failed(Retry::Never), Desired::Running) => rest(self.life),
             _ if up => Self::pursue(record, false),
             _ => rest(self.life),
         }
@@ -405,9 +418,7 @@ impl Machine {
 
     fn restarted(self) -> (Self, Vec<Effect>) {
         match (self.life, self.record.desired) {
-            (Life::Running | Life::Failed { .. }, Desired::Running) => {
-                Self::pursue(self.record, false)
-            }
+            (Life::Running | Life::Failed(_), Desired::Running) => Self::pursue(self.record, false),
             // Work under way sees to it, or ends what there is.
             _ => (self, Vec::new()),
         }

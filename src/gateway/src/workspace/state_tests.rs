@@ -23,6 +23,8 @@ enum Happening {
     WorkEnds {
         whole: bool,
     },
+    /// The same in part, since it cannot be done as it is.
+    WorkIsRefused,
     /// The environment ends by itself, or somebody starts it behind our back.
     EndsByItself,
     StartedByHand,
@@ -169,6 +171,16 @@ impl World {
                     self.event(Event::Ended(outcome));
                 }
             }
+            Happening::WorkIsRefused => {
+                if let Some(work) = self.in_flight.take() {
+                    self.do_work(work, false);
+                    let outcome = match self.cancelled {
+                        true => Outcome::Cancelled,
+                        false => Outcome::Refused,
+                    };
+                    self.event(Event::Ended(outcome));
+                }
+            }
             Happening::EndsByItself => {
                 if let Some((_, running)) = &mut self.environment {
                     *running = false;
@@ -232,6 +244,7 @@ fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         6 => request().prop_map(Happening::Asked),
         6 => any::<bool>().prop_map(|whole| Happening::WorkEnds { whole }),
+        2 => Just(Happening::WorkIsRefused),
         2 => Just(Happening::WentIdle),
         1 => Just(Happening::EndsByItself),
         1 => Just(Happening::StartedByHand),
@@ -403,6 +416,25 @@ fn a_failed_destroy_is_tried_again_when_somebody_looks() {
     assert!(world.machine.has_failed());
     world.happen(Happening::Look);
     assert_eq!(world.machine.work(), Some(Work::Destroy));
+}
+
+#[test]
+fn a_start_that_failed_is_tried_again_when_it_runs_and_one_that_was_refused_is_not() {
+    for (ends, after) in [
+        (Happening::WorkEnds { whole: false }, Phase::Starting),
+        (Happening::WorkIsRefused, Phase::Failed),
+    ] {
+        let mut world = running();
+        world.happen(Happening::Asked(Request::Rebuild));
+        world.happen(ends);
+        assert_eq!(world.machine.phase(), Phase::Failed);
+        // What it was to replace.
+        world.environment = Some((1, true));
+        world.happen(Happening::Look);
+        assert_eq!(world.machine.phase(), after);
+        world.happen(Happening::Asked(Request::Up));
+        assert_eq!(world.machine.phase(), Phase::Starting);
+    }
 }
 
 #[test]

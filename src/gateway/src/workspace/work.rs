@@ -5,7 +5,8 @@
 //!   stop:  down hook ─▶ services ─▶ environment
 //! ```
 //!
-//! A start that replaces an environment that runs takes leave of it as a stop does.
+//! A start that replaces an environment that runs takes leave of it as a stop does, once
+//! its provider has all that the new one needs: until then it serves on.
 //! Each keeps to what its environment is, or was, made from.
 //!
 //! Sessions are let in as soon as the environment has been set up, so that
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use vendetta_proto::agent::{AgentConfig, CONFIG_VERSION};
 use vendetta_proto::name::HOST_SUFFIX;
 use vendetta_proto::rpc::{Answer, Request};
+use vendetta_proto::spec::ProviderKind;
 use vendetta_proto::{ServiceName, WorkspaceName};
 use vendetta_sshio::keys::certify_host;
 
@@ -32,12 +34,12 @@ use super::manager::AgentTarget;
 use super::provision::provision;
 use super::service::{self, ServiceRequest};
 use super::services::{Services, allowed};
-use super::{ErrorKind, Spec, WorkspaceError, restart};
+use super::{ErrorKind, ProgressSink, Spec, WorkspaceError, restart};
 use crate::agent::client::AgentClient;
 use crate::agent::pool::AgentError;
 use crate::node::{AgentAccess, ByteStream, NodeError, NodeTransport};
 use crate::provider::{
-    Context, Endpoint, Environment, Exit, Placement, Provider, ProviderError, run_dir,
+    Context, Endpoint, Environment, Exit, Farewell, Placement, Provider, ProviderError, run_dir,
 };
 
 /// Time between two tries to reach an agent, at first; the longer it takes, the
@@ -56,6 +58,9 @@ const START_GRACE: Duration = Duration::from_secs(10);
 
 /// The word by which an agent remembers that the up hook has run.
 const UP_HOOK_RAN: &str = "hook up";
+
+/// Exit status of what SIGKILL ended.
+const KILLED: i64 = 128 + 9;
 
 /// What every SSH server says first (RFC 4253 section 4.2).
 const IDENTIFICATION: &[u8; 8] = b"SSH-2.0-";
@@ -79,20 +84,34 @@ pub(super) struct Start {
 
 /// Brings the environment up, sets it up, and brings its services up.
 pub(super) async fn start(
-    services: &Services,
-    entry: &Entry,
+    services: &Arc<Services>,
+    entry: &Arc<Entry>,
     start: Start,
     context: &Context,
 ) -> Result<(), WorkspaceError> {
     let about = entry.context();
-    if let Some(before) = &start.before
-        && before.generation != start.generation
-    {
-        let farewell = take_leave(services, entry, before, context);
-        let left = context.cancel.run_until_cancelled(farewell).await;
-        left.ok_or_else(|| ProviderError::Cancelled.explain(&about))?;
-    }
-    let target = Arc::new(start_environment(services, entry, &start, context).await?);
+    let farewell = match &start.before {
+        Some(before) if before.generation != start.generation => {
+            let (services, entry) = (Arc::clone(services), Arc::clone(entry));
+            let (before, progress) = (Arc::clone(before), context.progress.clone());
+            Farewell::new(async move { take_leave(&services, &entry, &before, &progress).await })
+        }
+        _ => Farewell::default(),
+    };
+    let context = &Context {
+        farewell,
+        ..context.clone()
+    };
+    let target = match start_environment(services, entry, &start, context).await {
+        Ok(target) => Arc::new(target),
+        Err(error) => {
+            if let Some(before) = start.before.filter(|_| context.farewell.is_to_come()) {
+                // What it was to replace serves on.
+                let _ = start.reached.send(before);
+            }
+            return Err(error);
+        }
+    };
     let Start {
         generation,
         spec,
@@ -247,7 +266,7 @@ async fn start_environment(
     let placement = provider
         .create(&environment, context)
         .await
-        .map_err(|error| error.explain(&about))?;
+        .map_err(|error| not_made(error, entry))?;
     let host_ports = host_ports(services, entry, spec, context).await?;
     let config = agent_config(services, entry, spec, &placement, host_ports)?;
     node.put(&environment.run_dir.join("agent.json"), 0o600, &config)
@@ -280,6 +299,29 @@ async fn start_environment(
     })
 }
 
+/// Why there is no environment, with what mends what it was to be made from.
+fn not_made(error: ProviderError, entry: &Entry) -> WorkspaceError {
+    let name = &entry.reference.name;
+    let rebuild = format!("ssh vendetta workspace rebuild {name}");
+    let remedy = match &error {
+        ProviderError::BuildFailed { .. } => Some(format!(
+            "mend the Dockerfile, and send the project again: tar c . | {rebuild} --config -"
+        )),
+        ProviderError::NoImage { remedy, .. }
+        | ProviderError::Engine {
+            operation: "pull image" | "fetch image",
+            remedy: Some(remedy),
+            ..
+        } => Some(format!(
+            "{remedy}; for another image: {rebuild} --image IMAGE"
+        )),
+        _ => None,
+    };
+    let error = error.explain(&entry.context());
+    let remedy = remedy.or(error.remedy.clone());
+    WorkspaceError { remedy, ..error }
+}
+
 /// Remembers that something of it may be on its node from now on, once its
 /// engine has answered: one that nothing was ever made of is destroyed
 /// whether its engine is there or not.
@@ -309,7 +351,7 @@ pub(super) async fn stop(
 ) -> Result<(), WorkspaceError> {
     let (_, provider) = entry.place()?;
     if let Some(target) = target {
-        let farewell = take_leave(services, entry, &target, context);
+        let farewell = take_leave(services, entry, &target, &context.progress);
         context.cancel.run_until_cancelled(farewell).await;
     }
     let step = context.progress.step("stop");
@@ -321,7 +363,12 @@ pub(super) async fn stop(
 
 /// The down hook, then the services. Whatever goes wrong with them is told and
 /// does not keep the environment up.
-async fn take_leave(services: &Services, entry: &Entry, target: &AgentTarget, context: &Context) {
+async fn take_leave(
+    services: &Services,
+    entry: &Entry,
+    target: &AgentTarget,
+    progress: &ProgressSink,
+) {
     let config = &target.spec.config;
     if config.hooks.down.is_none() && config.services.is_empty() {
         return;
@@ -330,7 +377,7 @@ async fn take_leave(services: &Services, entry: &Entry, target: &AgentTarget, co
     let client = match AgentClient::connect(&services.pool, target, None).await {
         Ok(client) => client,
         Err(error) => {
-            context.progress.message("stop", error.to_string());
+            progress.message("stop", error.to_string());
             return;
         }
     };
@@ -340,7 +387,7 @@ async fn take_leave(services: &Services, entry: &Entry, target: &AgentTarget, co
             client: &client,
             with_ssh_agent: false,
         };
-        let step = context.progress.step("hook down");
+        let step = progress.step("hook down");
         let ran = match timeout(FAREWELL_LIMIT, place.hook(&step, hook)).await {
             Ok(ran) => ran.map_err(|error| error.explain(&about, "hook down")),
             Err(_) => Err(too_long(&about, "hook down")),
@@ -352,10 +399,10 @@ async fn take_leave(services: &Services, entry: &Entry, target: &AgentTarget, co
     if !config.services.is_empty() {
         let (request, all) = (ServiceRequest::Stop, BTreeSet::new());
         let name = entry.reference.name.as_str();
-        let stopping = service::change(&about, name, &client, request, all, &context.progress);
+        let stopping = service::change(&about, name, &client, request, all, progress);
         let stopped = timeout(FAREWELL_LIMIT, stopping).await;
         if let Err(error) = stopped.unwrap_or_else(|_| Err(too_long(&about, "stopping services"))) {
-            context.progress.message("stop", error.to_string());
+            progress.message("stop", error.to_string());
         }
     }
 }
@@ -466,7 +513,7 @@ async fn ready(
             answered.map_err(|error| error.explain(&about))
         }
         exit = provider.exited(&entry.reference.id) => match exit {
-            Ok(exit) => Err(failed(how_it_ended(&exit))),
+            Ok(exit) => Err(failed(how_it_ended(entry.provider, &exit))),
             Err(error) => Err(error.explain(&about)),
         },
         () = sleep(limit) => Err(failed(format!(
@@ -479,10 +526,15 @@ async fn ready(
 }
 
 /// Tells how an environment ended, with the last lines of its log.
-pub(super) fn how_it_ended(exit: &Exit) -> String {
+pub(super) fn how_it_ended(provider: ProviderKind, exit: &Exit) -> String {
+    let what = match provider {
+        ProviderKind::Qemu => "QEMU",
+        ProviderKind::Docker | ProviderKind::Lxc | ProviderKind::Host => "its agent",
+    };
     let status = match exit.status {
-        Some(status) => format!("its agent ended with status {status}"),
-        None => "its agent ended".to_owned(),
+        Some(KILLED) => format!("{what} was killed (status {KILLED})"),
+        Some(status) => format!("{what} ended with status {status}"),
+        None => format!("{what} ended"),
     };
     if exit.log.is_empty() {
         status

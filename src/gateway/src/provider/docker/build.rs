@@ -314,6 +314,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::provider::Farewell;
     use crate::workspace::{Progress, ProgressSink};
 
     #[tokio::test]
@@ -321,6 +322,7 @@ mod tests {
         let context = Context {
             progress: ProgressSink::new(),
             cancel: CancellationToken::new(),
+            farewell: Farewell::default(),
         };
         let mut watch = context.progress.watch();
         let mut output = Output::new(&context);

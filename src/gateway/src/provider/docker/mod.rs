@@ -162,6 +162,7 @@ impl Provider for Docker {
             None => {
                 // First the image: what cannot be replaced is not removed.
                 let image = self.image(environment, context).await?;
+                context.take_leave().await?;
                 let step = context.progress.step("create container");
                 let made = async {
                     self.stop(&environment.id, REPLACE_GRACE).await?;

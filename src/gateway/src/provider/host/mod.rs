@@ -190,6 +190,7 @@ impl Provider for Host {
             generation: environment.generation,
         };
         if self.marker(id).await?.as_ref() != Some(&wanted) {
+            context.take_leave().await?;
             let step = context.progress.step("create directory");
             let made = async {
                 self.stop(id, Duration::from_secs(5)).await?;

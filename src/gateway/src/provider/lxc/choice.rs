@@ -166,7 +166,7 @@ impl Engine {
                 )),
             )),
             (None, _) => {
-                let (problem, remedy) = looked.explain(&self.node.name());
+                let (problem, remedy) = looked.explain(&self.node.name(), &self.sockets);
                 Err(self.unavailable(problem, Some(remedy)))
             }
         }

@@ -166,6 +166,7 @@ impl Provider for Lxc {
                 there.retain(|instance| instance.name != name);
             }
             self.make(environment, &image, context).await?;
+            context.take_leave().await?;
         }
         for old in there.iter().filter(|instance| !wanted(instance)) {
             if old.running {

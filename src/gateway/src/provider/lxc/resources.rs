@@ -263,7 +263,7 @@ impl Lxc {
                 operation: "fetch image",
                 problem,
                 remedy: Some(format!(
-                    "see that the node reaches {server}, or bring the image to the node: incus image import"
+                    "see that the node reaches {server}, or bring the image to the node: incus (or lxc) image import"
                 )),
             },
             other => other,
@@ -293,7 +293,7 @@ fn no_image(image: &LxcImage, problem: &str) -> ProviderError {
         image: image.to_string(),
         problem: problem.trim().to_owned(),
         remedy: "check the name, write images:debian/12 to have it fetched, or bring the image to \
-                 the node: incus image import FILE --alias NAME"
+                 the node: incus (or lxc) image import FILE --alias NAME"
             .to_owned(),
     }
 }

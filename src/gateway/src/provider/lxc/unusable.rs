@@ -64,8 +64,8 @@ impl Looked {
         ))
     }
 
-    /// Problem and remedy for people, when no engine could be asked.
-    pub(super) fn explain(&self, node: &NodeName) -> (String, String) {
+    /// Problem and remedy for people, when no engine at any of `sockets` could be asked.
+    pub(super) fn explain(&self, node: &NodeName, sockets: &[PathBuf]) -> (String, String) {
         if let Some(denied) = self.denied(node) {
             return denied;
         }
@@ -73,6 +73,12 @@ impl Looked {
             return (
                 format!("no engine listens at {}", socket.display()),
                 "start it, for instance: sudo systemctl start incus, or lxd".to_owned(),
+            );
+        }
+        if let [socket] = sockets {
+            return (
+                format!("no engine listens at {}", socket.display()),
+                "start it, or name its socket in section [lxc] of the gateway's config".to_owned(),
             );
         }
         match self.installed.first().map(String::as_str) {
@@ -128,7 +134,7 @@ mod tests {
     #[test]
     fn what_is_in_the_way_is_named_with_what_to_do() {
         let node: NodeName = "n1".parse().unwrap();
-        let about = |said| Looked::read(said).explain(&node);
+        let about = |said| Looked::read(said).explain(&node, &[]);
         let (problem, remedy) =
             about("denied incus-admin /var/lib/incus/unix.socket\ninstalled incusd\nuser dev\n");
         assert!(problem.contains("user dev may not open /var/lib/incus/unix.socket"));
@@ -137,6 +143,12 @@ mod tests {
         assert!(about("user dev").0.contains("neither Incus nor LXD"));
         assert!(about("installed lxd\nuser dev").0.contains("LXD is inst"));
         assert!(about("usable /x\nuser dev").0.contains("listens at /x"));
+        let configured = [PathBuf::from("/its/socket")];
+        let (problem, remedy) = Looked::read("installed incusd").explain(&node, &configured);
+        assert!(
+            problem.contains("/its/socket") && remedy.contains("[lxc]"),
+            "{problem}: {remedy}"
+        );
         assert!(!about("noise\n\0 \n denied").0.is_empty());
     }
 }

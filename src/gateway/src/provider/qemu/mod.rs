@@ -29,8 +29,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt;
+use bytes::Bytes;
 use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use vendetta_proto::agent::LISTEN_TCP;
@@ -54,6 +55,9 @@ const LOOK_FOR_ANY: Duration = Duration::from_secs(10);
 
 /// How often one whose end is waited for is looked at.
 const LOOK_FOR_END: Duration = Duration::from_millis(250);
+
+/// How long what ended may take to say how.
+const STATUS_LIMIT: Duration = Duration::from_secs(1);
 
 /// How often the power button is pressed: a system that is just booting does not notice.
 const PRESS: Duration = Duration::from_secs(2);
@@ -267,6 +271,9 @@ impl Provider for Qemu {
         } else {
             Some(self.keep(&image, context).await?)
         };
+        if base.is_some() {
+            context.take_leave().await?;
+        }
         let step = base.is_some().then(|| context.progress.step("make disks"));
         let made = async {
             if !is_there {
@@ -348,13 +355,22 @@ impl Provider for Qemu {
         while self.machines.runs(id).await? {
             sleep(LOOK_FOR_END).await;
         }
-        let mut log = self.console(id).last_lines(LAST_LINES).await?;
+        // The shell that waits for it says a moment later how it ended.
+        let mut status = self.machines.status(id).await?;
+        let deadline = Instant::now() + STATUS_LIMIT;
+        while status.is_none() && Instant::now() < deadline {
+            sleep(STATUS_LIMIT / 20).await;
+            status = self.machines.status(id).await?;
+        }
+        let log = self.console(id).last_lines(LAST_LINES).await?;
+        // A console's lines end as a terminal wants them to.
+        let mut log = log.replace('\r', "");
         let complaint = self.machines.complaint(id).await?;
         if !complaint.is_empty() {
             log = format!("{log}\n{complaint}");
         }
         Ok(Exit {
-            status: self.machines.status(id).await?,
+            status,
             log: log.trim().to_owned(),
         })
     }
@@ -427,7 +443,15 @@ impl Provider for Qemu {
             let (machines, id) = (machines.clone(), id_there.clone());
             Box::pin(async move { machines.runs(&id).await })
         });
-        self.console(id).stream(options, lives).await
+        let log = self.console(id).stream(options, lives).await?;
+        let without_returns = |bytes: Bytes| {
+            bytes
+                .iter()
+                .filter(|byte| **byte != b'\r')
+                .copied()
+                .collect()
+        };
+        Ok(log.map_ok(without_returns).boxed())
     }
 
     async fn changes(
