@@ -384,6 +384,8 @@ fn a_reader_that_has_enough_ends_the_command() {
             // While it takes nothing of what it is sent.
             format!("yes | {ssh} yes | head -c 100000 | wc -c"),
             format!("{ssh} 'seq 1 1000000000' </dev/null | head -c 100000 | wc -c"),
+            // Whose client has a whole window that it could not write.
+            format!("{ssh} yes </dev/null | sleep 1; echo 100000"),
         ] {
             let run = Run::new("sh").args(["-c", &line]).ok();
             assert_eq!(run.text(), "100000", "{run}");

@@ -82,7 +82,7 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
         requests,
         farewell,
     } = client;
-    let closed = events.closed.clone();
+    let (closed, unread) = (events.closed.clone(), events.unread.clone());
     let (client_read, client_write) = channel.split();
     let (environment_read, environment_write) = environment.split();
     let counters = Counters::default();
@@ -102,7 +102,7 @@ pub async fn bridge(client: ClientSide, environment: Channel<client::Msg>) -> Tr
         environment_read,
         &client_write,
         &connection,
-        &closed,
+        (&closed, &unread),
         &counters,
     );
     let lost = tokio::select! {
@@ -271,12 +271,14 @@ enum End {
     Lost,
 }
 
-/// Forwards until the environment closes its side or is gone.
+/// Forwards until the environment closes its side or is gone. What the client
+/// says that nobody reads (`unread`) is dropped: OpenSSH's client gives nothing of
+/// its window back for what it had not written, and then nothing fits any more.
 async fn forward_to_client(
     mut from: ChannelReadHalf,
     to: &ChannelWriteHalf<server::Msg>,
     connection: &server::Handle,
-    closed: &CancellationToken,
+    (closed, unread): (&CancellationToken, &CancellationToken),
     counters: &Counters,
 ) -> End {
     let id = to.id();
@@ -284,12 +286,20 @@ async fn forward_to_client(
         let forwarded = match message {
             ChannelMsg::Data { data } => {
                 count(&counters.to_client, &data);
-                unless(closed, to.data_bytes(data)).await;
+                unless(unread, unless(closed, to.data_bytes(data))).await;
                 true
             }
             ChannelMsg::ExtendedData { data, ext } => {
                 count(&counters.to_client, &data);
-                unless(closed, to.extended_data_bytes(ext, data)).await;
+                let late = async {
+                    unread.cancelled().await;
+                    tokio::time::sleep(DRAIN_TIMEOUT).await;
+                };
+                tokio::select! {
+                    biased;
+                    () = unless(closed, to.extended_data_bytes(ext, data)) => {}
+                    () = late => {}
+                }
                 true
             }
             ChannelMsg::Eof => to.eof().await.is_ok(),
@@ -321,13 +331,13 @@ async fn forward_to_client(
     End::Lost
 }
 
-/// Runs `send` unless the client is gone, when nobody would ever open the
-/// window it waits for. It fails when the client has closed the channel, which
-/// must not end the bridge: an exit status may follow the data.
-async fn unless(closed: &CancellationToken, send: impl Future<Output = Result<(), russh::Error>>) {
+/// Runs `send` unless the client is gone (or nobody reads there), when nobody would
+/// ever open the window it waits for. It fails when the client has closed the channel,
+/// which must not end the bridge: an exit status may follow the data.
+async fn unless<T>(over: &CancellationToken, send: impl Future<Output = T>) {
     tokio::select! {
         biased;
-        () = closed.cancelled() => {}
+        () = over.cancelled() => {}
         _ = send => {}
     }
 }
