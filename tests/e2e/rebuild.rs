@@ -9,7 +9,7 @@ use vendetta_tests::{BUSYBOX, Finished, Gateway, Lxc, Run, TOOLS};
 
 const REBUILD: &str = "workspace rebuild ws --config -";
 
-/// Names of what its services are called, and the ports of the gateway's machine that are theirs.
+/// What its services are called, sorted, and the ports of the gateway's machine that are theirs.
 fn ports(gateway: &Gateway) -> Vec<(String, u64)> {
     let ports = gateway.control("workspace ports ws --json").ok().json();
     let ports = ports["mapped"].as_array().expect("a list").clone();
@@ -17,7 +17,9 @@ fn ports(gateway: &Gateway) -> Vec<(String, u64)> {
         let name = port["service"].as_str().unwrap_or("none").to_owned();
         (name, port["host_port"].as_u64().expect("a port"))
     };
-    ports.iter().map(port).collect()
+    let mut ports: Vec<_> = ports.iter().map(port).collect();
+    ports.sort();
+    ports
 }
 
 fn service(name: &str, port: u16, more: &str) -> String {
@@ -53,10 +55,8 @@ fn a_rebuild_from_another_config_changes_all_of_it_and_keeps_the_folder() {
     let now = "echo $WORD; cat file; ls /root | wc -l; echo $VENDETTA_SERVICE_THREE_PORT";
     let said = gateway.exec("ws", now).ok().text();
     assert_eq!(said, "after\nkept\n0\n7003");
-    let mut after = ports(&gateway);
-    after.sort();
     assert_eq!(
-        after,
+        ports(&gateway),
         [
             ("one".to_owned(), port_of_one),
             ("three".to_owned(), port_of_two)
@@ -69,10 +69,8 @@ fn a_rebuild_from_another_config_changes_all_of_it_and_keeps_the_folder() {
     let three = service("three", 7003, &wish(port_of_one));
     let swapped = config("after", &[one, three]);
     gateway.control(REBUILD).stdin(swapped).ok();
-    let mut after = ports(&gateway);
-    after.sort();
     assert_eq!(
-        after,
+        ports(&gateway),
         [
             ("one".to_owned(), port_of_two),
             ("three".to_owned(), port_of_one)

@@ -1,6 +1,6 @@
 //! What must overtake a channel's data, which nobody may ever take: signals,
-//! sizes, that nobody reads any more, CLOSE. russh's callbacks have them as they arrive; in the channel's
-//! own queue they stand behind that data.
+//! sizes, that nobody reads any more, CLOSE. russh's callbacks have them as they
+//! arrive; in the channel's own queue they stand behind that data.
 
 use russh::Sig;
 use tokio::sync::{mpsc, watch};

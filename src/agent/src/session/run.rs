@@ -19,7 +19,7 @@ use russh::server::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
-use vendetta_sshio::control::Events;
+use vendetta_sshio::control::{END_OF_WRITE, Events};
 
 use super::program;
 use super::pty::{Master, Opened};
@@ -370,7 +370,7 @@ async fn feed(
                 let taken = input.write(&data).await;
                 if !taken {
                     // The client may stop to send (OpenSSH PROTOCOL section 2.1).
-                    let _ = writer.request(false, "eow@openssh.com", Vec::new()).await;
+                    let _ = writer.request(false, END_OF_WRITE, Vec::new()).await;
                 }
             }
             ChannelMsg::OtherRequest {

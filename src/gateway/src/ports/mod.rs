@@ -230,6 +230,10 @@ impl Ports {
         config: &ProjectConfig,
     ) -> Result<Assigned, StoreError> {
         let wanted = wanted(config);
+        if wanted.is_empty() {
+            // What it had was taken with the config that wanted it.
+            return Ok(Assigned::default());
+        }
         let choose = self.chooser(id, wanted.clone());
         let (rows, refusals) = self.store.assign_ports(id, choose).await?;
         let mut refused = Vec::new();

@@ -80,6 +80,16 @@ fn last(log: &str) -> String {
 }
 
 impl ProviderError {
+    /// Whether it is the image that cannot be had.
+    #[must_use]
+    pub fn lacks_image(&self) -> bool {
+        match self {
+            Self::NoImage { .. } => true,
+            Self::Engine { operation, .. } => matches!(*operation, "pull image" | "fetch image"),
+            _ => false,
+        }
+    }
+
     /// What to do, where there is something.
     #[must_use]
     pub fn remedy(&self) -> Option<String> {

@@ -370,10 +370,10 @@ impl Actor {
             NewConfig::Changed(overrides) => {
                 let config = self.entry.spec().config.clone();
                 let spec = Spec::resolve(config, overrides).map_err(|wrong| {
-                    let remedy = "ssh vendetta workspace rebuild --help".to_owned();
-                    let error = WorkspaceError::from(wrong);
-                    let remedy = error.remedy.clone().or(Some(remedy));
-                    WorkspaceError { remedy, ..error }
+                    let mut error = WorkspaceError::from(wrong);
+                    let help = || "ssh vendetta workspace rebuild --help".to_owned();
+                    error.remedy.get_or_insert_with(help);
+                    error
                 })?;
                 let context = None;
                 Ok(Resolved { spec, context })

@@ -112,15 +112,15 @@ pub(super) async fn start(
             return Err(error);
         }
     };
+    let spec = &target.spec;
     let Start {
         generation,
-        spec,
         ssh_agent,
         reached,
         ..
     } = start;
     // The agent's own user is there.
-    if is_plain(entry, &spec, generation) && target.user.is_none() {
+    if is_plain(entry, spec, generation) && target.user.is_none() {
         let _ = reached.send(target);
         return Ok(());
     }
@@ -142,11 +142,11 @@ pub(super) async fn start(
             client: &client,
             with_ssh_agent,
         };
-        let provisioned = provision(services, entry, &spec, generation, &place, context).await;
+        let provisioned = provision(services, entry, spec, generation, &place, context).await;
         // Gone when the work is no longer wanted, and then nobody wants to know.
         let _ = reached.send(Arc::clone(&target));
         provisioned?;
-        start_services(entry, &spec, &place, context).await
+        start_services(entry, spec, &place, context).await
     };
     match context.cancel.run_until_cancelled(inside).await {
         Some(result) => result,
@@ -303,22 +303,16 @@ async fn start_environment(
 fn not_made(error: ProviderError, entry: &Entry) -> WorkspaceError {
     let name = &entry.reference.name;
     let rebuild = format!("ssh vendetta workspace rebuild {name}");
-    let remedy = match &error {
-        ProviderError::BuildFailed { .. } => Some(format!(
+    let remedy = match error.remedy() {
+        _ if matches!(error, ProviderError::BuildFailed { .. }) => Some(format!(
             "mend the Dockerfile, and send the project again: tar c . | {rebuild} --config -"
         )),
-        ProviderError::NoImage { remedy, .. }
-        | ProviderError::Engine {
-            operation: "pull image" | "fetch image",
-            remedy: Some(remedy),
-            ..
-        } => Some(format!(
+        Some(remedy) if error.lacks_image() => Some(format!(
             "{remedy}; for another image: {rebuild} --image IMAGE"
         )),
-        _ => None,
+        remedy => remedy,
     };
     let error = error.explain(&entry.context());
-    let remedy = remedy.or(error.remedy.clone());
     WorkspaceError { remedy, ..error }
 }
 
